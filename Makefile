@@ -1,0 +1,45 @@
+# The two commands of every day are `make run` and `make test`; both make .venv themselves.
+PYTHON ?= python3
+BIN = .venv/bin
+INSTALLED = .venv/installed
+
+.PHONY: help run test lint soak bench parity clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/'
+
+run: $(INSTALLED)  ## the quickstart job, planned, run, graded and summarised; continues one that was killed
+	$(BIN)/penstock run jobs/quickstart.yaml --resume
+
+test: $(INSTALLED)  ## every test but the long forms
+	$(BIN)/python -m pytest -m "not soak"
+
+lint: $(INSTALLED)  ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+soak: $(INSTALLED)  ## the long forms of fault injection and fuzzing
+	$(BIN)/python -m pytest -m soak --timeout 7200
+
+bench: $(INSTALLED)  ## the benchmark tables (peers: see benchmarks/README.md)
+	$(BIN)/python benchmarks/engine.py
+
+parity: $(INSTALLED) .venv-parity/installed  ## make the parity models anew, compare with transformers live
+	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && \
+	.venv-parity/bin/python tests/parity/make.py --output "$$models" && \
+	PARITY_MODELS="$$models" $(BIN)/python -m pytest tests/workers/test_parity.py
+
+clean:  ## remove what the other targets made
+	rm -rf .venv .venv-parity dist build
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv-parity/installed: tests/parity/requirements.txt
+	$(PYTHON) -m venv --clear .venv-parity
+	.venv-parity/bin/python -m pip install --quiet -r tests/parity/requirements.txt
+	touch $@

@@ -1,0 +1,88 @@
+"""The environment, read once at the door into one frozen Settings.
+
+Every variable has the prefix `PENSTOCK_`, a default, and a line in docs/settings.md; an unknown
+one with the prefix is an error, since a misspelt setting that is ignored is a setting lost.
+Knows nothing of what the values are used for.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from orchestrator.errors import SpecError
+
+PREFIX = "PENSTOCK_"
+
+
+def _cache_dir(environ: Mapping[str, str]) -> Path:
+    home = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME", ".")) / ".cache")
+    return Path(home) / "penstock"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings; the field `x_y` is the variable `PENSTOCK_X_Y`. Durations are seconds."""
+
+    database_url: str = "sqlite:///penstock.db"
+    broker_url: str = "memory://"
+    models_dir: Path = Path("models")
+    cache_dir: Path = Path(".cache/penstock")
+    slots: int = 16
+    threads: int = 0
+    max_context: int = 4096
+    lease_seconds: float = 30.0
+    flush_seconds: float = 0.25
+    poll_seconds: float = 1.0
+    log: str = "warning"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Settings from `environ` (the process's by default).
+
+        Raises SpecError, naming the variable, for an unknown name with the prefix and for a
+        value of the wrong kind.
+        """
+        environ = os.environ if environ is None else environ
+        known = {PREFIX + field.name.upper(): field.name for field in fields(cls)}
+        values: dict[str, object] = {"cache_dir": _cache_dir(environ)}
+        for variable in sorted(name for name in environ if name.startswith(PREFIX)):
+            if variable not in known:
+                raise SpecError(variable, _suggestion(variable, list(known)), "an unknown setting")
+            values[known[variable]] = _parse(variable, known[variable], environ[variable])
+        return cls(**values)  # type: ignore[arg-type]
+
+
+def _suggestion(variable: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(variable, known, n=1)
+    return f"{close[0]} perhaps" if close else "one of " + ", ".join(known)
+
+
+_WHOLE = {"slots": 1, "threads": 0, "max_context": 16}
+_SECONDS = ("lease_seconds", "flush_seconds", "poll_seconds")
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def _parse(variable: str, name: str, text: str) -> object:
+    if name in _WHOLE:
+        if not text.isdecimal() or int(text) < _WHOLE[name]:
+            raise SpecError(variable, f"a whole number of at least {_WHOLE[name]}", repr(text))
+        return int(text)
+    if name in _SECONDS:
+        return _seconds(variable, text)
+    if name == "log" and text not in _LEVELS:
+        raise SpecError(variable, "one of " + ", ".join(_LEVELS), repr(text))
+    if not text:
+        raise SpecError(variable, "a value", "an empty text")
+    return Path(text) if name.endswith("_dir") else text
+
+
+def _seconds(variable: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < 86_400:
+        raise SpecError(variable, "seconds, more than 0 and less than a day", repr(text))
+    return value

@@ -1,0 +1,232 @@
+"""Makes the models and the expected values that the parity test compares the runner with.
+
+For Llama, Qwen2 and Qwen3: a model of a few hundred kilobytes with random weights drawn from a
+seed, exported by onnxruntime-genai's model builder (fp32, CPU), and what `transformers` says
+about it: 24 greedy tokens and their logits for eight prompts of different lengths, each generated
+alone and without padding.
+
+Runs in an environment of its own (`requirements.txt` beside this file), because
+onnxruntime-genai pulls in `onnxruntime`, which owns the same module as `onnxruntime-gpu`. It
+knows nothing of Penstock: it neither imports the runner nor edits the graphs. The test in
+`tests/workers/test_parity.py` compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+SEED = 20250117
+PROMPT_LENGTHS = (1, 2, 3, 7, 12, 19, 31, 40)
+NEW_TOKENS = 24
+CONTEXT = 128
+LEAST_MARGIN = 0.02  # between the two best logits: 20 times the comparison's tolerance
+TRIES = 200
+PACKAGES = ("torch", "transformers", "onnxruntime-genai", "onnx", "tokenizers", "numpy")
+
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MERGES = (
+    "Ġ t,h e,Ġ a,i n,r e,o n,Ġt he,e r,Ġ s,Ġ o,a t,n d,o r,Ġ w,i s,e n,e s,Ġ c,i t,o u,a n,"
+    "a l,in g,Ġa nd,u s,us er,s t,s y,sy st,syst e,syste m,a s,as s,is t,ass ist,an t,assist ant"
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between the models; every other size is shared (see `configure`)."""
+
+    config: type[PreTrainedConfig]
+    tied: bool
+    head_dim: int
+    rope_theta: float
+
+
+FAMILIES = {
+    "llama": Family(LlamaConfig, tied=False, head_dim=16, rope_theta=10_000.0),
+    "qwen2": Family(Qwen2Config, tied=True, head_dim=16, rope_theta=1_000_000.0),
+    "qwen3": Family(Qwen3Config, tied=False, head_dim=32, rope_theta=1_000_000.0),
+}
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte a token, a few merges, and ChatML's markers behind them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [(left, right) for left, right in (pair.split() for pair in MERGES.split(","))]
+    tokens = [*alphabet, *(left + right for left, right in merges)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIALS))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def configure(family: Family, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    return family.config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=family.head_dim,
+        max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": family.rope_theta},
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=family.tied,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def draw_weights(model: PreTrainedModel, seed: int) -> None:
+    """Replaces every parameter, in the order of their names.
+
+    Wide enough that the logits are far from flat and depend on the whole context: norms around
+    1, biases and the rest with the standard deviations below. NumPy's generator, so that a new
+    torch or transformers draws the same ones.
+    """
+    random = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            drawn = random.standard_normal(tuple(parameter.shape), dtype=np.float32)
+            if "norm" in name:
+                drawn = 1 + 0.2 * drawn
+            elif name.startswith(("lm_head", "model.embed")):
+                drawn *= 0.5
+            else:
+                drawn *= 0.3
+            parameter.copy_(torch.from_numpy(drawn))
+
+
+def generate(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], NDArray[np.float32]]:
+    """Greedy tokens [NEW_TOKENS] and the logits [NEW_TOKENS, V] they were chosen from."""
+    ids = torch.tensor([prompt])
+    result = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=NEW_TOKENS,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    logits = torch.cat(result.logits).numpy().astype(np.float32)
+    return result.sequences[0, len(prompt) :].tolist(), logits
+
+
+def unambiguous(logits: NDArray[np.float32]) -> bool:
+    best = np.partition(logits, -2, axis=-1)[:, -2:]
+    return bool((best[:, 1] - best[:, 0]).min() >= LEAST_MARGIN)
+
+
+def expect(model: PreTrainedModel, seed: int) -> dict[str, NDArray[np.generic]]:
+    """Prompts drawn again until no greedy choice is close; padded with 0 in the archive."""
+    random = np.random.default_rng(seed)
+    prompts = np.zeros((len(PROMPT_LENGTHS), max(PROMPT_LENGTHS)), np.int64)
+    tokens, logits = [], []
+    for row, length in enumerate(PROMPT_LENGTHS):
+        for _ in range(TRIES):
+            prompt = random.integers(0, model.config.vocab_size, length)
+            row_tokens, row_logits = generate(model, prompt.tolist())
+            if unambiguous(row_logits):
+                break
+        else:
+            raise RuntimeError(f"no unambiguous prompt of {length} tokens in {TRIES} tries")
+        prompts[row, :length] = prompt
+        tokens.append(row_tokens)
+        logits.append(row_logits)
+    return {
+        "prompts": prompts,
+        "lengths": np.array(PROMPT_LENGTHS, np.int32),
+        "tokens": np.array(tokens, np.int64),
+        "logits": np.stack(logits),
+    }
+
+
+def build(checkpoint: Path, folder: Path, scratch: Path) -> None:
+    """Exports a Hugging Face folder by onnxruntime-genai's builder, fp32 for the CPU."""
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "onnxruntime_genai.models.builder"),
+            *("-i", str(checkpoint), "-o", str(folder), "-c", str(scratch)),
+            *("-p", "fp32", "-e", "cpu"),
+        ],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if finished.returncode:
+        raise RuntimeError(f"the model builder failed:\n{finished.stdout}")
+
+
+def make(name: str, output: Path, seed: int) -> None:
+    """Writes `output/name/` (the exported folder) and `output/expected_name.npz`."""
+    family, tokenizer = FAMILIES[name], byte_tokenizer()
+    model = AutoModelForCausalLM.from_config(
+        configure(family, tokenizer), dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    draw_weights(model, seed)
+    np.savez_compressed(output / f"expected_{name}.npz", **expect(model, seed + 1))
+    folder = output / name
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = Path(scratch) / "checkpoint"
+        model.save_pretrained(checkpoint)
+        tokenizer.save_pretrained(checkpoint)
+        build(checkpoint, folder, Path(scratch) / "cache")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "models")
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--family", choices=FAMILIES, action="append", help="default: all")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    for name in arguments.family or FAMILIES:
+        make(name, arguments.output, arguments.seed)
+        print(f"made {arguments.output / name}")
+    record = {"seed": arguments.seed, "versions": {name: version(name) for name in PACKAGES}}
+    (arguments.output / "made.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

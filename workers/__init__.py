@@ -1,0 +1,1 @@
+"""Knows completions and devices; up to engine.py nothing of jobs, SQL or Celery."""
