@@ -1,0 +1,40 @@
+"""Settings: defaults, refusals that name the variable, and no setting without a line in the docs."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import SpecError
+from orchestrator.settings import PREFIX, Settings
+
+DOCS = Path(__file__).parents[2] / "docs/settings.md"
+
+
+def test_every_setting_is_documented_with_its_name() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    for field in fields(Settings):
+        assert f"| `{PREFIX}{field.name.upper()}` |" in text
+
+
+def test_the_environment_overrides_the_defaults() -> None:
+    settings = Settings.from_env({"PENSTOCK_SLOTS": "3", "PENSTOCK_FLUSH_SECONDS": "0.5", "A": "b"})
+    assert (settings.slots, settings.flush_seconds) == (3, 0.5)
+    assert Settings.from_env({}).database_url == "sqlite:///penstock.db"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("PENSTOCK_SLOT", "3", "PENSTOCK_SLOT: expected PENSTOCK_SLOTS perhaps, got an unknown"),
+        ("PENSTOCK_SLOTS", "0", "PENSTOCK_SLOTS: expected a whole number of at least 1, got '0'"),
+        ("PENSTOCK_SLOTS", "many", "PENSTOCK_SLOTS: expected a whole number"),
+        ("PENSTOCK_LEASE_SECONDS", "nan", "PENSTOCK_LEASE_SECONDS: expected seconds, more than 0"),
+        ("PENSTOCK_LOG", "loud", "PENSTOCK_LOG: expected one of debug"),
+        ("PENSTOCK_DATABASE_URL", "", "PENSTOCK_DATABASE_URL: expected a value"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(variable: str, value: str, message: str) -> None:
+    with pytest.raises(SpecError) as refusal:
+        Settings.from_env({variable: value})
+    assert str(refusal.value).startswith(message)

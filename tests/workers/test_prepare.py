@@ -1,0 +1,180 @@
+"""Preparing a model: the original is never touched, and what is not whole or not known is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from orchestrator.errors import NotFound, WorkerError
+from workers.folder import ModelFolder, find_model
+from workers.prepare import prepare
+from workers.runner import Runner
+
+LLAMA = Path(__file__).parents[1] / "parity/models/llama"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    copy = tmp_path / "llama"
+    shutil.copytree(LLAMA, copy, ignore=shutil.ignore_patterns("*.penstock-*"))
+    return copy
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def change_graph(folder: Path, change: Callable[[onnx.ModelProto], None]) -> None:
+    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    change(model)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+
+
+def test_the_prepared_graph_lies_beside_the_original_which_is_not_touched(folder: Path) -> None:
+    before = contents(folder)
+    prepared = prepare(folder)
+    assert prepared.parent == folder.resolve()
+    assert contents(folder) == before | {prepared.name: prepared.read_bytes()}
+    made_at = prepared.stat().st_mtime_ns
+    assert prepare(folder) == prepared and prepared.stat().st_mtime_ns == made_at
+
+
+def test_a_changed_original_is_prepared_anew(folder: Path) -> None:
+    first = prepare(folder)
+    change_graph(folder, lambda model: setattr(model, "doc_string", "another"))
+    assert prepare(folder) != first
+
+
+def test_a_folder_that_cannot_be_written_is_prepared_in_the_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import workers.prepare as module
+
+    write, cache = module._write, tmp_path / "cache"
+
+    def only_the_cache(model: onnx.ModelProto, place: Path, name: str) -> Path:
+        # root may write anywhere, so the refusal of a read-only folder is raised here
+        if place == folder.resolve():
+            raise PermissionError(13, "Permission denied", str(place))
+        return write(model, place, name)
+
+    monkeypatch.setattr(module, "_write", only_the_cache)
+    before = contents(folder)
+    elsewhere = Runner(folder, slots=1, max_length=32, threads=1, cache=cache)
+    assert contents(folder) == before and len(list(cache.iterdir())) == 1
+    monkeypatch.undo()
+    beside = Runner(folder, slots=1, max_length=32, threads=1)
+    np.testing.assert_array_equal(elsewhere.prefill(0, [5, 6, 7]), beside.prefill(0, [5, 6, 7]))
+
+
+def refusal(folder: Path) -> str:
+    before = contents(folder)
+    with pytest.raises(WorkerError) as error:
+        Runner(folder, slots=1, max_length=32, threads=1)
+    assert error.value.code == "model"
+    assert contents(folder) == before
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "genai_config.json"])
+def test_a_folder_without_a_needed_file_is_refused(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    assert f"{name} is missing" in refusal(folder)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
+def test_a_truncated_graph_is_refused(folder: Path, part: float) -> None:
+    whole = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(whole[: int(len(whole) * part)])
+    assert "not a whole ONNX file" in refusal(folder)
+
+
+def test_truncated_weights_are_refused(folder: Path) -> None:
+    file = folder / "model.onnx.data"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "truncated: weight" in refusal(folder)
+
+
+@pytest.mark.parametrize("location", ["../model.onnx.data", "/etc/passwd", "a/../../secret"])
+def test_external_data_outside_the_folder_is_refused(folder: Path, location: str) -> None:
+    def point_outside(model: onnx.ModelProto) -> None:
+        for entry in model.graph.initializer[0].external_data:
+            if entry.key == "location":
+                entry.value = location
+
+    change_graph(folder, point_outside)
+    assert "lies outside the folder" in refusal(folder)
+
+
+def test_a_link_that_leads_outside_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    data = folder / "model.onnx.data"
+    data.rename(tmp_path / "elsewhere")
+    data.symlink_to(tmp_path / "elsewhere")
+    assert "lies outside the folder" in refusal(folder)
+
+
+def test_missing_weights_are_refused_by_name(folder: Path) -> None:
+    (folder / "model.onnx.data").unlink()
+    assert "weights file model.onnx.data is missing" in refusal(folder)
+
+
+def test_an_unknown_attention_operator_is_named(folder: Path) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            if node.op_type == "GroupQueryAttention":
+                node.op_type = "PagedAttention"
+
+    change_graph(folder, rename)
+    assert "expected GroupQueryAttention, found ['PagedAttention']" in refusal(folder)
+
+
+def test_an_unknown_input_is_named(folder: Path) -> None:
+    def add(model: onnx.ModelProto) -> None:
+        value = onnx.helper.make_tensor_value_info("position_ids", onnx.TensorProto.INT64, ["b"])
+        model.graph.input.append(value)
+
+    change_graph(folder, add)
+    assert "found input 'position_ids'" in refusal(folder)
+
+
+def test_a_wrong_value_in_the_configuration_is_named(folder: Path) -> None:
+    file = folder / "genai_config.json"
+    config = json.loads(file.read_text())
+    config["model"]["decoder"]["head_size"] = "sixteen"
+    file.write_text(json.dumps(config))
+    assert "head_size: expected a whole number, got 'sixteen'" in refusal(folder)
+
+
+def test_a_decoder_file_outside_the_folder_is_refused(folder: Path) -> None:
+    file = folder / "genai_config.json"
+    config = json.loads(file.read_text())
+    config["model"]["decoder"]["filename"] = "../llama/../model.onnx"
+    file.write_text(json.dumps(config))
+    assert "is not a file of the folder" in refusal(folder)
+
+
+def test_cuda_is_refused_not_imitated(folder: Path) -> None:
+    with pytest.raises(WorkerError, match="device 'cuda:0' is not supported yet"):
+        Runner(folder, slots=1, max_length=32, device="cuda:0")
+
+
+def test_models_are_found_by_name_and_by_path(folder: Path, tmp_path: Path) -> None:
+    assert find_model("llama", tmp_path).path == folder.resolve()
+    assert find_model(str(folder), Path("nowhere")).name == "llama"
+    assert find_model("tiny", tmp_path).name == "tiny"
+    with pytest.raises(NotFound, match="model 'absent' does not exist"):
+        find_model("absent", tmp_path)
+
+
+def test_the_digest_follows_the_weights_and_not_the_prepared_graph(folder: Path) -> None:
+    before = ModelFolder.load(folder).digest()
+    prepare(folder)
+    assert ModelFolder.load(folder).digest() == before
+    data = bytearray((folder / "model.onnx.data").read_bytes())
+    data[10] ^= 1
+    (folder / "model.onnx.data").write_bytes(bytes(data))
+    assert ModelFolder.load(folder).digest() != before
