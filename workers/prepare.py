@@ -120,7 +120,9 @@ def _check_inputs(folder: ModelFolder, names: list[str]) -> None:
     past = {pattern % i for i in layers for pattern in (folder.past_key, folder.past_value)}
     for name in names:
         if name != "input_ids" and name not in past:
-            raise _unsupported(folder, f"input_ids and the past of each layer, found input {name!r}")
+            raise _unsupported(
+                folder, f"input_ids and the past of each layer, found input {name!r}"
+            )
     missing = past - set(names)
     if missing:
         raise _unsupported(folder, f"input {sorted(missing)[0]!r}, found none of that name")

@@ -20,7 +20,7 @@ from workers.prepare import LAST, LENGTHS, TOTAL, prepare
 
 Logits = npt.NDArray[np.float32]
 RUNTIME_VERSION = str(ort.__version__)
-_DTYPES = {
+_DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
 }
@@ -54,14 +54,14 @@ class Runner:
     @property
     def vocab_size(self) -> int:
         """Columns of the logits; may exceed the tokenizer's vocabulary (padding rows)."""
-        return self._logits.shape[1]
+        return int(self._logits.shape[1])
 
     @property
     def device_line(self) -> str:
         """What this session really runs on, for people."""
         provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"device {self.device}: onnxruntime {RUNTIME_VERSION}, {provider} provider, {threads}"
+        what = f"onnxruntime {RUNTIME_VERSION}, {provider} provider"
+        return f"device {self.device}: {what}, {self.threads} thread{'s' * (self.threads > 1)}"
 
     @property
     def kv_bytes_per_slot(self) -> int:
@@ -84,7 +84,8 @@ class Runner:
             binding.bind_cpu_input(name, value)
         self._bind_slots(binding, slot, 1)
         self._session.run_with_iobinding(binding)
-        return self._logits[slot].astype(np.float32)
+        row: Logits = self._logits[slot].astype(np.float32)
+        return row
 
     def decode(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike) -> Logits:
         """One token for each of the slots 0..B-1, written at position `lengths[i]`.
@@ -163,7 +164,9 @@ def _dtype(name: str, kind: str) -> type[np.generic]:
     return _DTYPES[kind]
 
 
-def _open(folder: ModelFolder, device: str, threads: int, cache: Path | None) -> ort.InferenceSession:
+def _open(
+    folder: ModelFolder, device: str, threads: int, cache: Path | None
+) -> ort.InferenceSession:
     if device != "cpu":
         raise WorkerError("device", f"device {device!r} is not supported yet: use --device cpu")
     options = ort.SessionOptions()

@@ -1,4 +1,4 @@
-"""Settings: defaults, refusals that name the variable, and no setting without a line in the docs."""
+"""Settings: defaults, refusals that name the variable, a line in the docs for each."""
 
 from dataclasses import fields
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Preparing a model: the original is never touched, and what is not whole or not known is refused."""
+"""Preparing a model: the original is never touched, what is not whole or not known is refused."""
 
 import json
 import shutil
