@@ -13,6 +13,7 @@ from orchestrator.spec.patterns import compile_pattern, pattern_fault
         ("(", "missing )"),
         (r"\p{Nonsense}", "unknown property"),
         ("a{99999999999}", "more than 100000 atoms"),
+        ("a{999}{999}", "more than 100000 atoms"),
         ("((a{1000}){1000}){1000}", "more than 100000 atoms"),
         ("(?:(?:[()]{999}){999,}){9}", "more than 100000 atoms"),
         ("x" * 2001, "longer than 2000"),

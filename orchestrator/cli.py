@@ -1,0 +1,327 @@
+"""The command line: composes `orchestrator` with `workers`, which only commands that need a device
+import.
+
+Stdout is the answer (with `--json`, JSON and nothing else), stderr the talk beside it. Exit codes:
+0 all well, 1 something failed, 2 refused at the door, 130 stopped by Ctrl-C. Knows how commands
+are spelt; what they do stands in the rooms, how it looks in `terminal.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import signal
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass, replace
+from importlib.metadata import version as distribution_version
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator import lifecycle, reading, terminal
+from orchestrator.db import views
+from orchestrator.db.database import SCHEMA, Database
+from orchestrator.errors import Conflict, NotFound, PenstockError, SpecError, WorkerError
+from orchestrator.follow import follow_job
+from orchestrator.jobfile import describe, read_plan
+from orchestrator.queue import Queue
+from orchestrator.reading import JobArgument, JsonOption, existing, print_json, show_job
+from orchestrator.settings import Settings
+from orchestrator.spec.plan import Plan
+from orchestrator.terminal import Spent, say, talk
+
+if TYPE_CHECKING:
+    from workers.folder import ModelFolder
+    from workers.process import LoadedModel, LocalWorker
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="penstock",
+    help="Jobs of language-model completions: planned from YAML, run by ONNX workers, kept in SQL.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(help="The models on this machine.", no_args_is_help=True)
+db_app = typer.Typer(help="The database.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(db_app, name="db")
+
+FileArgument = Annotated[
+    str, typer.Argument(metavar="FILE", help="A job's YAML file, or the name of a bundled job.")
+]
+DirArgument = Annotated[
+    str, typer.Argument(metavar="DIR", help="A model's folder, or a name that `list` shows.")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="The folder of the job's model, if not found by its name."),
+]
+SlotsOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Completions at a time.  [PENSTOCK_SLOTS]")
+]
+DeviceOption = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N.")]
+
+
+def main() -> None:
+    """The entry point; every PenstockError becomes one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(prog_name="penstock")
+    except PenstockError as error:
+        talk(f"penstock: {' '.join(str(error).split())}")
+        sys.exit(2 if isinstance(error, SpecError | NotFound | Conflict) else 1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(f"penstock {distribution_version('penstock')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    level = Settings.from_env().log.upper()
+    logging.basicConfig(level=level, handlers=[terminal.log_handler()])
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to run a job's model: its folder, if not found by name, how many slots, what device."""
+
+    model: str | None
+    slots: int | None
+    device: str
+
+    def load(self, name: str, settings: Settings) -> LoadedModel:
+        """The model in memory under the job's name for it; raises NotFound, WorkerError."""
+        from workers.process import LoadedModel
+
+        folder = replace(_folder(self.model or name, settings), name=name)
+        loaded = LoadedModel.load(folder, settings, slots=self.slots, device=self.device)
+        talk(loaded.runner.device_line)
+        return loaded
+
+
+@app.command()
+def run(
+    file: FileArgument,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished job of this file, if any.")
+    ] = False,
+    model: ModelOption = None,
+    slots: SlotsOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Plan a job, submit it and work on it here, with live progress and a summary.
+
+    Example: penstock run jobs/quickstart.yaml
+    """
+    settings = Settings.from_env()
+    made = read_plan(file)
+    loaded = Place(model, slots, device).load(made.spec.model, settings)
+    _check_at_door(made, loaded)
+    with Database.open(settings.database_url) as db, closing(Queue(settings)) as queue:
+        begun = lifecycle.unfinished(db, made.spec.name, made.spec.digest)
+        if begun is not None and resume:
+            job_id = begun
+            lifecycle.resume(db, job_id, queue)
+        else:
+            if begun is not None:
+                talk(f"job {begun} of this very file is unfinished; --resume would go on with it")
+            job_id = lifecycle.submit(db, made, queue)
+        _work_here(settings, db, queue, job_id, loaded)
+
+
+@app.command()
+def resume(
+    job: JobArgument,
+    model: ModelOption = None,
+    slots: SlotsOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Go on with a job that was paused or interrupted.
+
+    With the embedded broker (memory://) it is worked on here until it is done; with another one
+    its workers are woken. Example: penstock resume arithmetic
+    """
+    settings = Settings.from_env()
+    with existing(settings) as db, closing(Queue(settings)) as queue:
+        job_id = views.find_job(db, job)
+        if not queue.embedded:
+            lifecycle.resume(db, job_id, queue)
+            say(f"resumed {job_id}")
+            return
+        loaded = Place(model, slots, device).load(views.job(db, job_id).model, settings)
+        lifecycle.resume(db, job_id, queue)
+        _work_here(settings, db, queue, job_id, loaded)
+
+
+def _work_here(
+    settings: Settings, db: Database, queue: Queue, job_id: str, loaded: LoadedModel
+) -> None:
+    """Work until the job is at its end, grade, show; exits 0 only if every request succeeded."""
+    from workers.process import local_worker
+
+    first = views.job_status(db, job_id)
+    talk(f"job {job_id} ({first.name}): {first.requests} requests, {terminal.done(first)} done")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began = time.monotonic()
+    try:
+        with local_worker(settings, db, queue, loaded, job_id) as worker:
+            with terminal.JobProgress(first) as progress:
+                status = follow_job(db, job_id, progress.show, lambda: _check_worker(worker))
+            spent = Spent(
+                time.monotonic() - began, status.completion_tokens - first.completion_tokens
+            )
+    except KeyboardInterrupt:
+        talk(f"stopped; nothing is lost, go on with: penstock resume {job_id}")
+        raise typer.Exit(INTERRUPTED) from None
+    lifecycle.grade(db, job_id)
+    show_job(db, job_id, most=terminal.SHOWN_POINTS)
+    say(str(spent))
+    examples = views.requests(db, job_id, limit=1)
+    terminal.print_further(status, settings.database_url, examples[0].id if examples else None)
+    raise typer.Exit(0 if status.state == "succeeded" else 1)
+
+
+def _check_worker(worker: LocalWorker) -> None:
+    if worker.error is not None:
+        raise worker.error
+    if not worker.alive:
+        raise WorkerError("worker", "the engine has stopped before the job was done")
+
+
+def _check_at_door(made: Plan, loaded: LoadedModel) -> None:
+    from workers.door import check_plan
+
+    check_plan(made, loaded.template, loaded.tokenizer, context=loaded.runner.max_length)
+
+
+# --- planning -------------------------------------------------------------------------------------
+
+
+@app.command()
+def plan(file: FileArgument, as_json: JsonOption = False) -> None:
+    """Show what would run: cells, requests, an upper bound of tokens. Writes nothing.
+
+    Example: penstock plan jobs/quickstart.yaml --json
+    """
+    made = read_plan(file)
+    described = describe(made, context=_context(made.spec.model, Settings.from_env()))
+    print_json(described) if as_json else terminal.print_plan(described)
+
+
+def _context(model: str, settings: Settings) -> int | None:
+    try:
+        return min(_folder(model, settings).context_length, settings.max_context)
+    except PenstockError:
+        return None
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+app.command()(reading.status)
+app.command()(reading.tail)
+app.command()(reading.export)
+
+
+# --- models and the database ----------------------------------------------------------------------
+
+
+@models_app.command("list")
+def models_list(as_json: JsonOption = False) -> None:
+    """Show the models that a job can name here.
+
+    Example: penstock models list
+    """
+    from workers.folder import list_models
+
+    folders = list_models(Settings.from_env().models_dir)
+    fields = ("name", "context_length", "vocab_size", "layers", "path")
+    rows = [{name: getattr(folder, name) for name in fields} for folder in folders]
+    if as_json:
+        print_json(rows)
+    else:
+        terminal.print_table(fields, [[str(row[name]) for name in fields] for row in rows])
+
+
+@models_app.command("prepare")
+def models_prepare(folder: DirArgument) -> None:
+    """Edit a model's graph for batches of rows of different lengths; the original stays.
+
+    Done by itself on first use. Example: penstock models prepare models/llama
+    """
+    from workers.prepare import prepare
+
+    settings = Settings.from_env()
+    say(str(prepare(_folder(folder, settings).path, settings.cache_dir)))
+
+
+@models_app.command("check")
+def models_check(
+    folder: DirArgument, device: DeviceOption = "cpu", as_json: JsonOption = False
+) -> None:
+    """Load a model and compute one prompt; exits 1 with the reason if it cannot run here.
+
+    Example: penstock models check models/llama
+    """
+    settings = Settings.from_env()
+    found = _folder(folder, settings)
+    loaded = Place(None if folder == found.name else folder, 1, device).load(found.name, settings)
+    prompt = loaded.tokenizer.encode(loaded.template.render([{"role": "user", "content": "Hello"}]))
+    logits = loaded.runner.prefill(0, prompt)
+    if not bool((logits == logits).all()):
+        raise WorkerError(
+            "model", f"model folder {found.path}: it computes logits that are no numbers"
+        )
+    facts = {
+        "name": found.name,
+        "path": str(found.path),
+        "context_length": loaded.runner.max_length,
+        "vocab_size": found.vocab_size,
+        "end_tokens": sorted(loaded.eos),
+        "kv_bytes_per_slot": loaded.runner.kv_bytes_per_slot,
+        "system_fingerprint": loaded.fingerprint,
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        terminal.print_table(("fact", "value"), [[k, str(v)] for k, v in facts.items()], left=2)
+
+
+@db_app.command("upgrade")
+def db_upgrade() -> None:
+    """Create the database, or bring its schema up to date.
+
+    Example: penstock db upgrade
+    """
+    with Database.open(Settings.from_env().database_url):
+        say(f"schema {SCHEMA}")
+
+
+# --- shared ---------------------------------------------------------------------------------------
+
+
+def _folder(model: str, settings: Settings) -> ModelFolder:
+    from workers.folder import find_model
+
+    return find_model(model, settings.models_dir)
+
+
+if __name__ == "__main__":
+    main()

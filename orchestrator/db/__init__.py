@@ -1,0 +1,1 @@
+"""What is known: tables, sessions, every write and every read."""

@@ -1,0 +1,211 @@
+"""Every write, one function per transition, each in its own transaction.
+
+Here: jobs, workers, scores. Plans (`plans.py`), claims (`claims.py`) and flushes (`flushes.py`)
+stand in files of their own and are imported from here. Knows nothing of messages: whoever writes
+and must wake a worker does so after the commit (`orchestrator.lifecycle`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from sqlalchemy import Connection, bindparam, func, select, text, update
+
+from orchestrator.db.claims import (
+    Claimed,
+    ClaimedChoice,
+    claim,
+    release,
+    release_expired,
+    release_worker,
+)
+from orchestrator.db.database import Database
+from orchestrator.db.flushes import flush
+from orchestrator.db.plans import insert_job, remove_unplanned
+from orchestrator.db.tables import (
+    CANCELLED,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    JobRow,
+    RequestRow,
+    Words,
+    WorkerRow,
+    now,
+)
+from orchestrator.db.writes import ChoiceEnd, ChunkWrite, Flushed, RequestWrite, UsageWrite
+from orchestrator.errors import Conflict, NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """One process with one device and one engine, as it introduces itself."""
+
+    id: str
+    hostname: str
+    pid: int
+    model: str
+    device: str
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreWrite:
+    """What one grader said of one choice; a second score by the same grader replaces the first."""
+
+    request_id: int
+    choice: int
+    grader: str
+    score: float
+    detail: str | None = None
+
+
+def register_worker(db: Database, worker: WorkerInfo) -> None:
+    """Enter a worker as running and seen now; entering it again counts as seeing it."""
+    with db.write() as tx:
+        tx.execute(_WORKER, asdict(worker))
+        seen = update(WorkerRow).where(WorkerRow.id == worker.id)
+        tx.execute(seen.values(seen_at=now(), stopped_at=None))
+
+
+def see_worker(db: Database, worker_id: str) -> None:
+    """The worker is alive: its heartbeat, on the database's clock."""
+    with db.write() as tx:
+        tx.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(seen_at=now()))
+
+
+def stop_worker(db: Database, worker_id: str) -> None:
+    """The worker has left. What it still holds comes back by `release_worker` or by its leases."""
+    with db.write() as tx:
+        tx.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(stopped_at=now()))
+
+
+def pause_job(db: Database, job_id: str) -> None:
+    """Claim no more of it; running requests come back at their next flush, tokens kept.
+
+    Raises NotFound, Conflict when nothing is left to pause.
+    """
+    with db.write() as tx:
+        _locked_unfinished(tx, job_id)
+        _update_job(tx, job_id, paused_at=func.coalesce(JobRow.paused_at, now()))
+
+
+def resume_job(db: Database, job_id: str) -> None:
+    """Undo a pause; nothing happens to a job that is not paused.
+
+    Raises NotFound, Conflict for a cancelled job.
+    """
+    with db.write() as tx:
+        _refuse_cancelled(tx, job_id)
+        _update_job(tx, job_id, paused_at=None)
+
+
+def cancel_job(db: Database, job_id: str) -> None:
+    """Cancel what is queued; running requests end at their next flush, their text kept.
+
+    Raises NotFound, Conflict when every request has ended already.
+    """
+    with db.write() as tx:
+        _locked_unfinished(tx, job_id)
+        # The job first: who gives a request back meanwhile either sees this or is seen below.
+        cancelled_at = func.coalesce(JobRow.cancelled_at, now())
+        _update_job(tx, job_id, cancelled_at=cancelled_at, paused_at=None)
+        tx.execute(
+            update(RequestRow)
+            .where(RequestRow.job_id == job_id, RequestRow.state == QUEUED)
+            .values(state=CANCELLED, finished_at=now())
+        )
+
+
+def retry_failed(db: Database, job_id: str) -> int:
+    """Queue the job's failed requests again, their tokens kept; return how many.
+
+    Raises NotFound, Conflict for a cancelled job.
+    """
+    with db.write() as tx:
+        _refuse_cancelled(tx, job_id)
+        return tx.execute(
+            update(RequestRow)
+            .where(RequestRow.job_id == job_id, RequestRow.state == FAILED)
+            .values(
+                state=QUEUED,
+                idle_attempts=0,
+                error_code=None,
+                error_message=None,
+                finished_at=None,
+            )
+        ).rowcount
+
+
+def insert_scores(db: Database, scores: Sequence[ScoreWrite]) -> None:
+    """Write scores in one transaction, replacing those of the same choice and grader."""
+    if scores:
+        with db.write() as tx:
+            tx.execute(_SCORE, [asdict(score) for score in scores])
+
+
+def _locked_state(tx: Connection, job_id: str) -> tuple[bool, int]:
+    """Whether the job is cancelled, and how many of its requests have not ended; locks the job."""
+    job = select(JobRow.cancelled_at).where(JobRow.id == job_id, JobRow.planned_at.is_not(None))
+    row = tx.execute(job.with_for_update()).one_or_none()
+    if row is None:
+        raise NotFound("job", job_id)
+    left = select(func.count()).where(
+        RequestRow.job_id == job_id, RequestRow.state.in_([QUEUED, RUNNING])
+    )
+    return row.cancelled_at is not None, tx.scalars(left).one()
+
+
+def _locked_unfinished(tx: Connection, job_id: str) -> None:
+    cancelled, left = _locked_state(tx, job_id)
+    if not left:
+        raise Conflict("job", job_id, "cancelled already" if cancelled else "finished already")
+
+
+def _refuse_cancelled(tx: Connection, job_id: str) -> None:
+    if _locked_state(tx, job_id)[0]:
+        raise Conflict("job", job_id, "cancelled")
+
+
+def _update_job(tx: Connection, job_id: str, **values: object) -> None:
+    tx.execute(update(JobRow).where(JobRow.id == job_id).values(**values))
+
+
+_WORKER = text(
+    "INSERT INTO workers (id, hostname, pid, model, device, slots)"
+    " VALUES (:id, :hostname, :pid, :model, :device, :slots)"
+    " ON CONFLICT (id) DO UPDATE SET hostname = excluded.hostname, pid = excluded.pid,"
+    " model = excluded.model, device = excluded.device, slots = excluded.slots"
+)
+_SCORE = text(
+    "INSERT INTO scores (request_id, choice, grader, score, detail)"
+    " VALUES (:request_id, :choice, :grader, :score, :detail)"
+    " ON CONFLICT (request_id, choice, grader)"
+    " DO UPDATE SET score = excluded.score, detail = excluded.detail"
+).bindparams(bindparam("detail", type_=Words))
+
+__all__ = [
+    "ChoiceEnd",
+    "ChunkWrite",
+    "Claimed",
+    "ClaimedChoice",
+    "Flushed",
+    "RequestWrite",
+    "ScoreWrite",
+    "UsageWrite",
+    "WorkerInfo",
+    "cancel_job",
+    "claim",
+    "flush",
+    "insert_job",
+    "insert_scores",
+    "pause_job",
+    "register_worker",
+    "release",
+    "release_expired",
+    "release_worker",
+    "remove_unplanned",
+    "resume_job",
+    "retry_failed",
+    "see_worker",
+    "stop_worker",
+]

@@ -1,0 +1,1 @@
+"""How good it was: graders, statistics and the summary made of them."""

@@ -1,0 +1,82 @@
+"""What happens to a job from outside: submit, resume, grade. The only place that writes and wakes.
+
+Order matters: the rows are committed first, then the nudge is sent; a nudge that is lost costs
+time, never work. Knows nothing of devices or of how a job is shown.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from itertools import islice
+
+from orchestrator.db import store, views
+from orchestrator.db.database import Database
+from orchestrator.evaluation.graders import grade as grade_text
+from orchestrator.queue import Queue
+from orchestrator.spec.plan import Plan
+
+_SCORES_A_WRITE = 500
+_OPEN_STATES = {"queued", "running", "paused"}
+
+
+def submit(db: Database, plan: Plan, queue: Queue) -> str:
+    """Write the whole plan, then wake a worker; the job's id."""
+    job_id = store.insert_job(db, plan)
+    queue.wake(plan.spec.model)
+    return job_id
+
+
+def unfinished(db: Database, name: str, digest: str) -> str | None:
+    """The newest job of this name and content that has something to do or to grade, or None."""
+    for job_id in views.same_jobs(db, name, digest):
+        if views.job_status(db, job_id).state in _OPEN_STATES or _is_ungraded(db, job_id):
+            return job_id
+    return None
+
+
+def resume(db: Database, job_id: str, queue: Queue) -> None:
+    """Lift the pause, take back what dead workers of this host held, wake a worker."""
+    store.resume_job(db, job_id)
+    release_dead(db)
+    queue.wake(views.job_status(db, job_id).model)
+
+
+def release_dead(db: Database) -> int:
+    """Queue again what is held by an expired lease or by a process of this host that is gone."""
+    released = store.release_expired(db)
+    for worker in views.workers(db):
+        if worker.hostname == socket.gethostname() and not _is_running(worker.pid):
+            released += store.release_worker(db, worker.id)
+            store.stop_worker(db, worker.id)
+    return released
+
+
+def grade(db: Database, job_id: str) -> int:
+    """Score every finished choice that has no score yet; how many scores were written."""
+    written, scores = 0, _scores(db, job_id)
+    while batch := list(islice(scores, _SCORES_A_WRITE)):
+        store.insert_scores(db, batch)
+        written += len(batch)
+    return written
+
+
+def _is_ungraded(db: Database, job_id: str) -> bool:
+    return next(_scores(db, job_id), None) is not None
+
+
+def _scores(db: Database, job_id: str) -> Iterator[store.ScoreWrite]:
+    graders = {grader.name: grader for grader in views.graders(db, job_id)}
+    for found in views.ungraded(db, job_id, list(graders)):
+        for name in found.graders:
+            score = grade_text(graders[name], found.text, found.columns)
+            yield store.ScoreWrite(found.request_id, found.choice, name, score.score, score.detail)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it runs, as somebody else
+        return True
+    return True

@@ -1,0 +1,172 @@
+"""kill -9 of `penstock run` at random times: run again, it ends with the tokens it would have had.
+
+The job holds what is easy to get wrong: prompts that make half emoji, stop strings that are held
+back, several choices, log-probabilities, penalties. Each kill waits until the attempt has
+persisted something new, so it lands in the middle of work.
+"""
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+JOB = """
+name: kills
+model: tiny
+dataset:
+  items:
+    - {task: "Repeat exactly: Zoë 🙂🚀 ñandú 🎉🎈 crème brûlée 🐙"}
+    - {task: "Repeat exactly: 🙂🙃🙂🙃 à la carte 🎉"}
+    - {task: "What is 31 + 44?"}
+    - {task: "Extract as JSON with keys name, age, city: Anna is 31 years old and lives in Rome."}
+    - {task: "Write in upper case: planetarium"}
+    - {task: "Reverse the word: tangerine"}
+params:
+  messages: [{role: user, content: "{{ task }}"}]
+  max_tokens: 90
+  n: 3
+  logprobs: true
+  top_logprobs: 2
+  stop: ["xq", "zz", "🎉🎈 c"]
+  frequency_penalty: 0.1
+sweep:
+  temperature: [0.7, 1.6]
+  seed: [SEEDS]
+"""
+INVARIANTS = {
+    "chunks are contiguous from 0": """
+        SELECT count(*) FROM (SELECT token_start, coalesce(lag(token_start + n_tokens) OVER
+            (PARTITION BY request_id, choice ORDER BY token_start), 0) AS expected FROM chunks)
+        WHERE token_start <> expected""",
+    "a choice counts its chunks' tokens": """
+        SELECT count(*) FROM choices c WHERE n_tokens <> (SELECT coalesce(sum(k.n_tokens), 0)
+            FROM chunks k WHERE k.request_id = c.request_id AND k.choice = c.choice)""",
+    "a chunk holds four bytes a token": """
+        SELECT count(*) FROM chunks WHERE length(token_ids) <> 4 * n_tokens""",
+    "the text is the chunks' text": """
+        SELECT count(*) FROM choices c WHERE text <> (SELECT coalesce(group_concat(t, ''), '') FROM
+            (SELECT k.text AS t FROM chunks k WHERE k.request_id = c.request_id
+             AND k.choice = c.choice ORDER BY k.token_start))""",
+    "usage equals tokens": """
+        SELECT count(*) FROM requests r WHERE
+            (SELECT sum(completion_tokens) FROM usage u WHERE u.request_id = r.id) <>
+            (SELECT sum(n_tokens) FROM choices c WHERE c.request_id = r.id)""",
+    "every request succeeded": "SELECT count(*) FROM requests WHERE state <> 'succeeded'",
+    "every choice has its end": "SELECT count(*) FROM choices WHERE finish_reason IS NULL",
+    "requests = items x points": """
+        SELECT abs((SELECT count(*) FROM requests)
+                 - (SELECT count(*) FROM items) * (SELECT count(*) FROM points))""",
+}
+
+
+class Run:
+    """`penstock run job.yaml --resume` in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.database = folder / "penstock.db"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        environ = {
+            name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")
+        }
+        environ |= {
+            "PENSTOCK_FLUSH_SECONDS": "0.02",
+            "PENSTOCK_SLOTS": "6",
+            "PENSTOCK_THREADS": "1",
+        }
+        command = [sys.executable, "-m", "orchestrator.cli", "run", "job.yaml", "--resume"]
+        log = (self.folder / "log").open("ab")
+        with log:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=environ, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def finish(self) -> None:
+        process = self.start()
+        code = process.wait(timeout=240)
+        assert code == 0, (self.folder / "log").read_text()[-3000:]
+
+    def query(self, sql: str) -> list[tuple[object, ...]]:
+        with closing(sqlite3.connect(self.database, timeout=30)) as connection:
+            return connection.execute(sql).fetchall()
+
+    def tokens(self) -> int:
+        try:
+            return int(str(self.query("SELECT coalesce(sum(n_tokens), 0) FROM choices")[0][0]))
+        except sqlite3.OperationalError:
+            return 0
+
+    def result(self) -> dict[tuple[object, ...], tuple[object, ...]]:
+        rows = self.query("""
+            SELECT r.item_id % 1000000000, r.point_id % 1000000000, c.choice, r.seed,
+                   c.n_tokens, c.finish_reason, c.text,
+                   (SELECT group_concat(hex(token_ids), '') FROM (SELECT token_ids FROM chunks k
+                    WHERE k.request_id = r.id AND k.choice = c.choice ORDER BY token_start)),
+                   (SELECT group_concat(substr(logprobs, 2, length(logprobs) - 2), ',') FROM
+                    (SELECT logprobs FROM chunks k WHERE k.request_id = r.id
+                     AND k.choice = c.choice AND logprobs IS NOT NULL ORDER BY token_start))
+            FROM requests r JOIN choices c ON c.request_id = r.id""")
+        return {row[:3]: row[3:] for row in rows}
+
+
+def kill_amid_work(run: Run, rng: random.Random) -> bool:
+    """Start, wait for new tokens, kill; False if the job was done before."""
+    before, process = run.tokens(), run.start()
+    deadline = time.monotonic() + 60
+    while run.tokens() == before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(rng.uniform(0, 0.15))
+    if process.poll() is not None:
+        return False
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return True
+
+
+def check(run: Run, golden: Run) -> None:
+    for law, sql in INVARIANTS.items():
+        assert run.query(sql) == [(0,)], law
+    assert run.result() == golden.result()
+
+
+def storm(tmp_path: Path, kills: int, seed: int) -> None:
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    job = JOB.replace("SEEDS", ", ".join(str(rng.randrange(2**31)) for _ in range(8)))
+    folders = [tmp_path / "golden", tmp_path / "killed"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "job.yaml").write_text(job, encoding="utf-8")
+    golden, killed = map(Run, folders)
+    golden.finish()
+    done = 0
+    while done < kills:
+        if kill_amid_work(killed, rng):
+            done += 1
+        else:
+            check(killed, golden)
+            for file in killed.folder.glob("penstock.db*"):
+                file.unlink()
+    killed.finish()
+    check(killed, golden)
+    replayed = killed.query("SELECT sum(replayed_tokens), max(attempt) FROM usage")
+    print(f"{done} kills; tokens replayed, attempts at most: {replayed[0]}")
+
+
+@pytest.mark.timeout(900)
+def test_fifty_kills_change_no_token(tmp_path: Path) -> None:
+    storm(tmp_path, kills=6, seed=random.randrange(2**32))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_a_thousand_kills_change_no_token(tmp_path: Path) -> None:
+    storm(tmp_path, kills=1000, seed=random.randrange(2**32))

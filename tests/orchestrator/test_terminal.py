@@ -1,0 +1,95 @@
+"""What a person reads: durations, paces, tables of any text, lines that look further."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from orchestrator.db.views import JobStatus
+from orchestrator.evaluation.report import report
+from orchestrator.terminal import (
+    JobProgress,
+    Pace,
+    duration,
+    print_further,
+    print_job,
+    print_table,
+    say,
+    visible,
+)
+
+STATUS = JobStatus(
+    id="job_1",
+    name="sums",
+    model="tiny",
+    state="running",
+    requests=100,
+    queued=60,
+    running=20,
+    succeeded=15,
+    failed=5,
+    cancelled=0,
+    prompt_tokens=1000,
+    completion_tokens=4000,
+    replayed_tokens=0,
+    created_at=datetime(2026, 1, 2, tzinfo=UTC),
+    finished_at=None,
+)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(7.44, "7.4 s"), (65, "1 min 05 s"), (3599.9, "1 h 00 min"), (7800, "2 h 10 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_pace_is_counted_from_where_this_run_began() -> None:
+    later = replace(STATUS, queued=20, succeeded=55, completion_tokens=10_000)
+    assert Pace.between(STATUS, later, 10.0) == Pace(600.0, 10.0)
+    assert str(Pace.between(STATUS, later, 10.0)) == "600 tokens/s, 10.0 s left"
+    assert str(Pace.between(STATUS, STATUS, 1.0)) == "0 tokens/s"
+
+
+def test_text_cannot_steer_the_terminal() -> None:
+    assert visible("a\x1b[2Jb\x07\r\x9b\n\té") == "a\\x1b[2Jb\\x07\\r\\x9b\n\té"
+
+
+def test_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    say("[red]:smile: \x1b[31m" + "x" * 500)
+    print_table(("a", "b"), [["[bold]", "\x1b"]])
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == "[red]:smile: \\x1b[31m" + "x" * 500
+    assert "[bold]" in out and "\x1b" not in out
+
+
+def test_an_open_job_says_what_is_open(capsys: pytest.CaptureFixture[str]) -> None:
+    print_job(STATUS, report([]))
+    out = capsys.readouterr().out
+    assert "requests: 15 succeeded, 5 failed, 80 open\n" in out
+    assert "tokens: 1,000 prompt, 4,000 completion\n" in out
+
+
+def test_a_password_is_in_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_further(STATUS, "postgresql+psycopg://me:secret@db/penstock", 7)
+    print_further(STATUS, "sqlite:////tmp/a b/penstock.db", None)
+    out = capsys.readouterr().out
+    assert "secret" not in out
+    assert "  psql 'postgresql://me:***@db/penstock' \"SELECT " in out
+    assert "  sqlite3 '/tmp/a b/penstock.db' \"SELECT " in out
+    assert out.count("penstock tail 7\n") == 1
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 1.0, 5.5, 6.0, 20.0])
+    monkeypatch.setattr("orchestrator.terminal.time.monotonic", lambda: next(clock, 20.0))
+    with JobProgress(STATUS) as progress:
+        for _ in range(4):
+            progress.show(STATUS)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    line = "sums: 20/100 requests, 5 failed, 0 tokens/s"
+    assert captured.err.splitlines() == [line, line]

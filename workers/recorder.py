@@ -1,0 +1,188 @@
+"""Events to rows: gathers what the engine emits and writes it in fenced flushes.
+
+One flush is one transaction for all requests: chunks, ends, usage, outcomes, renewed leases. A
+request whose lease was lost, or whose job was cancelled or paused, comes back by id and nothing
+more of it is written. Knows nothing of slots, sampling or Celery.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from orchestrator.db import store
+from orchestrator.db.database import Database
+from orchestrator.errors import RequestError, WorkerError
+from workers.engine import Event, Failed, Finished, Started, Tokens
+from workers.tokenizer import LogprobEntry
+
+log = logging.getLogger("penstock.recorder")
+_RETRY_SECONDS = 0.2
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """What one choice emitted since the last flush."""
+
+    start: int
+    tokens: list[int] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    logprobs: list[LogprobEntry] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A claimed request on its way; `unfinished` holds the indices of its open choices."""
+
+    claimed: store.Claimed
+    unfinished: set[int]
+    chunks: dict[int, _Chunk] = field(default_factory=dict)
+    ends: list[store.ChoiceEnd] = field(default_factory=list)
+    prompt_tokens: int = 0
+    replayed_tokens: int = 0
+    completion_tokens: int = 0
+    error: RequestError | None = None
+
+    @property
+    def outcome(self) -> str | None:
+        if self.error is not None:
+            return "failed"
+        return None if self.unfinished else "succeeded"
+
+
+class Recorder:
+    """One worker's open requests; the engine's thread owns it."""
+
+    def __init__(
+        self,
+        db: Database,
+        *,
+        fingerprint: str,
+        lease_seconds: float,
+        flush_seconds: float,
+    ) -> None:
+        self._db, self._fingerprint = db, fingerprint
+        self._lease, self._interval = lease_seconds, flush_seconds
+        self._open: dict[int, _Open] = {}
+        self._flushed_at = time.monotonic()
+        self.finished_jobs: set[str] = set()
+
+    @property
+    def open(self) -> list[store.Claimed]:
+        """What was claimed and is not at its end."""
+        return [request.claimed for request in self._open.values()]
+
+    @property
+    def due(self) -> bool:
+        """The flush interval has passed since the last flush."""
+        return time.monotonic() - self._flushed_at >= self._interval
+
+    def begin(self, claimed: store.Claimed) -> None:
+        """A request was claimed: from now on its lease is renewed by every flush."""
+        unfinished = {c.choice for c in claimed.choices if c.finish_reason is None}
+        self._open[claimed.request_id] = _Open(claimed, unfinished)
+
+    def record(self, events: Iterable[Event]) -> None:
+        """Gather; nothing is written before `flush`."""
+        for event in events:
+            request = self._open.get(event.id)
+            if request is not None:
+                _gather(request, event)
+
+    def fail(self, request_id: int, error: RequestError) -> None:
+        """The request cannot be admitted."""
+        self._open[request_id].error = error
+
+    def flush(self) -> frozenset[int]:
+        """Write everything gathered; the ids whose work is to stop (lost, cancelled, paused).
+
+        While the database is away it is tried again until the leases are over, then WorkerError.
+        """
+        began = self._flushed_at = time.monotonic()
+        if not self._open:
+            return frozenset()
+        writes = [self._write(request) for request in self._open.values()]
+        flushed = self._flush_until(writes, began + self._lease)
+        gone = flushed.lost | flushed.cancelled
+        for write in writes:
+            self._settle(write, gone)
+        for id in flushed.lost:
+            log.warning("request.lost id=%s", id)
+        return gone
+
+    def release(self) -> None:
+        """Flush, then give every open request back to the queue; no token is lost."""
+        self.flush()
+        store.release(self._db, [(c.request_id, c.epoch) for c in self.open])
+        self._open.clear()
+
+    def _flush_until(self, writes: Sequence[store.RequestWrite], deadline: float) -> store.Flushed:
+        while True:
+            try:
+                return store.flush(self._db, writes, lease_seconds=self._lease)
+            except WorkerError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                log.warning("flush.retry error=%s", error)
+                time.sleep(_RETRY_SECONDS)
+
+    def _write(self, request: _Open) -> store.RequestWrite:
+        claimed, error = request.claimed, request.error
+        return store.RequestWrite(
+            request_id=claimed.request_id,
+            epoch=claimed.epoch,
+            attempt=claimed.attempt,
+            chunks=tuple(_chunk_write(choice, chunk) for choice, chunk in request.chunks.items()),
+            ends=tuple(request.ends),
+            outcome=request.outcome,
+            error=(error.code, error.message) if error else None,
+            usage=store.UsageWrite(
+                prompt_tokens=request.prompt_tokens,
+                cached_tokens=0,
+                completion_tokens=request.completion_tokens,
+                replayed_tokens=request.replayed_tokens,
+            ),
+            system_fingerprint=self._fingerprint,
+            idle_attempts=0 if request.completion_tokens else claimed.idle_attempts,
+            waiting=not request.prompt_tokens,
+        )
+
+    def _settle(self, write: store.RequestWrite, gone: frozenset[int]) -> None:
+        request = self._open[write.request_id]
+        request.chunks, request.ends = {}, []
+        if write.request_id in gone or write.outcome is not None:
+            del self._open[write.request_id]
+        if write.outcome is not None and write.request_id not in gone:
+            self.finished_jobs.add(request.claimed.job_id)
+            log.info("request.%s id=%s", write.outcome, write.request_id)
+
+
+def _gather(request: _Open, event: Event) -> None:
+    match event:
+        case Started():
+            request.prompt_tokens = event.prompt_tokens
+            request.replayed_tokens = event.replayed_tokens
+        case Tokens():
+            chunk = request.chunks.setdefault(event.choice, _Chunk(event.start))
+            chunk.tokens += event.tokens
+            chunk.text.append(event.text)
+            chunk.logprobs += event.logprobs
+            request.completion_tokens += len(event.tokens)
+        case Finished():
+            end = store.ChoiceEnd(event.choice, event.finish_reason, event.text)
+            request.ends.append(end)
+            request.unfinished.discard(event.choice)
+        case Failed():
+            request.error = event.error
+
+
+def _chunk_write(choice: int, chunk: _Chunk) -> store.ChunkWrite:
+    return store.ChunkWrite(
+        choice=choice,
+        token_start=chunk.start,
+        token_ids=np.asarray(chunk.tokens, dtype=np.int32),
+        text="".join(chunk.text),
+        logprobs=chunk.logprobs or None,
+    )
