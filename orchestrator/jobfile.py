@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.errors import SpecError
 from orchestrator.spec.chunks import Json
-from orchestrator.spec.job import parse_job
+from orchestrator.spec.job import read_job
 from orchestrator.spec.plan import Plan, plan, resolve
 
 SHOWN_EXAMPLES = 2
@@ -20,15 +19,8 @@ def read_plan(file: str) -> Plan:
     path = Path(file)
     if not path.exists():
         path = _bundled(file) or path
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise SpecError(file, "a text file in UTF-8", f"byte {error.start} that is not") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SpecError(file, "a job's YAML file", reason.lower()) from None
     shown = file if path == Path(file) else path.name
-    return plan(parse_job(text, file=shown, root=path.parent))
+    return plan(read_job(path, file=shown))
 
 
 def describe(made: Plan, *, context: int | None) -> Json:

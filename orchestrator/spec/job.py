@@ -96,7 +96,7 @@ def read_job(path: Path, *, file: str | None = None) -> JobSpec:
         if isinstance(error, UnicodeDecodeError):
             raise SpecError(file, "text in UTF-8", "other bytes") from None
         reason = getattr(error, "strerror", None) or str(error)
-        raise SpecError(file, "a job file", f"none ({reason.lower()})") from None
+        raise SpecError(file, "a job's YAML file", reason.lower()) from None
     return parse_job(text, file=file, root=path.parent)
 
 

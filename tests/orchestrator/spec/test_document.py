@@ -89,9 +89,9 @@ def test_too_many_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"none\.yaml: expected a job file, got none \(no"):
+    with pytest.raises(SpecError, match=r"none\.yaml: expected a job's YAML file, got no such"):
         read_job(tmp_path / "none.yaml")
-    with pytest.raises(SpecError, match=r"expected a job file, got none \(is a directory"):
+    with pytest.raises(SpecError, match=r"expected a job's YAML file, got is a directory"):
         read_job(tmp_path)
     (tmp_path / "x.yaml").write_bytes(b"name: \xff\xfe")
     with pytest.raises(SpecError, match=r"x\.yaml: expected text in UTF-8"):
