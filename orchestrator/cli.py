@@ -94,6 +94,9 @@ def root(
 ) -> None:
     level = Settings.from_env().log.upper()
     logging.basicConfig(level=level, handlers=[terminal.log_handler()])
+    if level == "INFO":  # our own transitions, not the libraries' plumbing
+        for library in ("alembic", "celery", "kombu"):
+            logging.getLogger(library).setLevel(logging.WARNING)
 
 
 # --- running --------------------------------------------------------------------------------------

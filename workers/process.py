@@ -177,7 +177,12 @@ class EngineThread(threading.Thread):
             self._admit(claimed)
 
     def _admit(self, claimed: store.Claimed) -> None:
-        log.info("request.claimed id=%s epoch=%s", claimed.request_id, claimed.epoch)
+        log.info(
+            "request.claimed id=%s epoch=%s model=%s",
+            claimed.request_id,
+            claimed.epoch,
+            claimed.model,
+        )
         self._recorder.begin(claimed)
         try:
             completion = to_completion(claimed, self._model.template, self._model.tokenizer)
