@@ -50,6 +50,9 @@ class Runner:
         self._session = _open(self.folder, device, self.threads, cache)
         self._allocate()
         self._decode_bindings: dict[int, ort.IOBinding] = {}
+        # Some graphs load and then cannot run on this device: better known now than in a job.
+        self.prefill(0, (0,))
+        self.decode((0,), (0,))
 
     @property
     def vocab_size(self) -> int:
@@ -83,7 +86,7 @@ class Runner:
         for name, value in values.items():
             binding.bind_cpu_input(name, value)
         self._bind_slots(binding, slot, 1)
-        self._session.run_with_iobinding(binding)
+        self._run(binding)
         row: Logits = self._logits[slot].astype(np.float32)
         return row
 
@@ -99,7 +102,7 @@ class Runner:
         self._total[...] = self._lengths[:batch].max() + 1
         if self._total > self.max_length:
             raise ValueError(f"position {self._total - 1} in slots of {self.max_length}")
-        self._session.run_with_iobinding(self._decode_binding(batch))
+        self._run(self._decode_binding(batch))
         return self._logits[:batch].astype(np.float32, copy=False)
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -112,6 +115,12 @@ class Runner:
         self._decode_bindings.clear()
         self._kv.clear()
         del self._session
+
+    def _run(self, binding: ort.IOBinding) -> None:
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime raises its own C++ classes, one for each status
+            raise WorkerError("model", f"{self.folder.path}: a step failed: {error}") from error
 
     def _allocate(self) -> None:
         shape = (self.slots, self.folder.kv_heads, self.max_length, self.folder.head_size)
@@ -171,7 +180,7 @@ def _open(
         raise WorkerError("device", f"device {device!r} is not supported yet: use --device cpu")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised; stderr is for our own lines
     # The edited graph may lie in the cache: its weights are found beside the original.
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder.path)
