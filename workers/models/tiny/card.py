@@ -61,10 +61,10 @@ wordings, and names, cities and words come from the same lists and generators on
 
 `python -m workers.models.tiny.train --work DIR` with seed {seed}: {phases}.
 {samples:,} samples, loss on the answers' tokens only, Muon for the matrices (rate {matrix_rate})
-and AdamW for the rest (rate {other_rate}), bfloat16 autocast over fp32 weights. One thread of a
-virtual x86-64 server processor (AVX-512, AMX) busy with other work too: {minutes:.0f} minutes with
-torch {torch}, resumed once, between the phases. The stream of samples is the same for the same seed
-everywhere; the weights are not promised to be, bit for bit, on another processor or build.
+and AdamW for the rest (rate {other_rate}), {warm_up} steps of warm-up, bfloat16 autocast over fp32
+weights. {machine}: {minutes:.0f} minutes with torch {torch}. The stream of samples is the same for
+the same seed everywhere; the weights are not promised to be, bit for bit, on another processor or
+build.
 
 Shares of the samples (not of the tokens), by phase. The second phase's were chosen after looking at
 the first one's scores on other held-out prompts (another seed of the same side of the split):
@@ -96,6 +96,8 @@ class Figures:
     seed: int
     phases: list[tuple[int, int, float, float, dict[str, float]]]
     rates: tuple[float, float]
+    warm_up: int
+    machine: str
     minutes: float
     torch: str
     seen: int
@@ -175,6 +177,8 @@ def card(figures: Figures, check: Check, scores: dict[str, tuple[int, int]], out
         samples=figures.seen,
         matrix_rate=figures.rates[0],
         other_rate=figures.rates[1],
+        warm_up=figures.warm_up,
+        machine=figures.machine,
         minutes=figures.minutes,
         torch=figures.torch,
         shares=share_table(figures),

@@ -4,8 +4,8 @@
     python -m workers.models.tiny.train --work build/tiny --resume  # go on from the last checkpoint
 
 Needs the extra `train` (torch) and, for the export, the model builder's environment (export.py).
-The same seed gives the same stream of samples; the weights are the same only on the same
-processor and torch build.
+The same seed gives the same stream of samples; the weights are not promised to be the same, bit for
+bit, on another processor or build of torch.
 """
 
 from __future__ import annotations
@@ -58,6 +58,10 @@ class Phase:
 WARM_UP = 200
 MATRIX_RATE, OTHER_RATE = 0.01, 0.002
 BATCH_TOKENS = 4096
+MACHINE = (  # of the shipped weights; change it where others are made
+    "One thread of a virtual x86-64 server processor (AVX-512, AMX) busy with other work too, "
+    "stopped and resumed once, between the phases"
+)
 PHASES = (
     Phase(1750, 128, FIRST, 1.0, 1.0),
     Phase(2500, 128, THEN, 1.0, 0.0),
@@ -247,6 +251,8 @@ def figures(training: Training) -> Figures:
         seed=SEED,
         phases=[(p.steps, p.samples, p.start, p.end, p.shares) for p in PHASES],
         rates=(MATRIX_RATE, OTHER_RATE),
+        warm_up=WARM_UP,
+        machine=MACHINE,
         minutes=training.seconds / 60,
         torch=torch.__version__,
         seen=seen,
