@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from celery import bootsteps
@@ -22,7 +22,7 @@ from celery.worker import state as celery_state
 from orchestrator import lifecycle
 from orchestrator.db import store
 from orchestrator.db.database import Database
-from orchestrator.errors import RequestError
+from orchestrator.errors import PenstockError, RequestError, WorkerError
 from orchestrator.queue import GRADE, ORCHESTRATOR_QUEUE, WAKE, Queue, model_queue
 from orchestrator.settings import Settings
 from workers.admission import to_completion
@@ -136,10 +136,20 @@ class EngineThread(threading.Thread):
             self._recorder.release()
             store.stop_worker(self._db, self.worker_id)
         except BaseException as error:  # whatever it was, the process that waits for us must know
-            log.exception("worker.failed id=%s", self.worker_id)
+            bug = not isinstance(error, PenstockError)
+            log.error("worker.failed id=%s error=%s", self.worker_id, error, exc_info=bug)
             self.error = error
+            self._give_up(error)
         finally:
             self._engine.close()
+
+    def _give_up(self, error: BaseException) -> None:
+        """Leave the claims to others; the attempt counts, since one of them may have ended us."""
+        if isinstance(error, WorkerError) and error.code == "database":
+            return  # it would only be waited for again: the leases run out by themselves
+        with suppress(WorkerError):
+            store.release_worker(self._db, self.worker_id)
+            store.stop_worker(self._db, self.worker_id)
 
     def _turn(self) -> None:
         self._show_life()
@@ -183,6 +193,8 @@ class EngineThread(threading.Thread):
             claimed.epoch,
             claimed.model,
         )
+        # Our own lease may have run out: what is still seated belongs to the claim before this one.
+        self._engine.cancel(claimed.request_id)
         self._recorder.begin(claimed)
         try:
             completion = to_completion(claimed, self._model.template, self._model.tokenizer)
@@ -207,6 +219,8 @@ class EngineThread(threading.Thread):
         if time.monotonic() >= self._seen_at:
             self._seen_at = time.monotonic() + _SEEN_INTERVAL_SECONDS
             store.see_worker(self._db, self.worker_id)
+            if self._engine.idle:  # nothing of our own is held: what has expired is a dead worker's
+                store.release_expired(self._db)
 
     def _register(self) -> None:
         runner = self._model.runner
@@ -251,9 +265,7 @@ class LocalWorker:
             without_mingle=True,
             ready_callback=lambda consumer: self._ready.set(),
         )
-        self._thread = threading.Thread(
-            target=self._celery.start, name="penstock-celery", daemon=True
-        )
+        self._thread = threading.Thread(target=self._consume, name="penstock-celery", daemon=True)
 
     @property
     def error(self) -> BaseException | None:
@@ -280,6 +292,10 @@ class LocalWorker:
         self._thread.join(_STOP_SECONDS)
         celery_state.should_stop = None
         self.engine.stop()
+
+    def _consume(self) -> None:
+        self._queue.app.set_current()  # of this thread: where the solo pool looks tasks up
+        self._celery.start()
 
 
 @contextmanager
@@ -317,5 +333,6 @@ def _register_tasks(queue: Queue, db: Database, engine: EngineThread) -> None:
 
     for name, body in ((WAKE, wake), (GRADE, grade)):
         queue.app.tasks.pop(name, None)
-        queue.app.task(name=name, ignore_result=True)(body)
+        # Not shared: Celery would give this body, bound to this engine, to every other app too.
+        queue.app.task(name=name, ignore_result=True, shared=False)(body)
     queue.app.finalize()

@@ -130,12 +130,17 @@ class Runner:
         for layer in range(self.folder.layers):
             self._present[self.folder.past_key % layer] = self.folder.present_key % layer
             self._present[self.folder.past_value % layer] = self.folder.present_value % layer
+        outputs = {o.name for o in self._session.get_outputs()}
+        for past, present in self._present.items():
+            if past not in kinds or present not in outputs:
+                what = f"input {past!r} and output {present!r}"
+                raise WorkerError("model", f"{self.folder.graph}: not supported: expected {what}")
         try:
             self._kv = {name: np.zeros(shape, _dtype(name, kinds[name])) for name in self._present}
             self._logits = np.zeros(
                 (self.slots, int(output.shape[-1])), _dtype("logits", output.type)
             )
-        except MemoryError as error:
+        except (MemoryError, ValueError) as error:  # numpy: a size that no address reaches
             raise WorkerError("memory", f"no memory for {self.slots} slots: {error}") from error
         self._tokens = np.zeros((self.slots, 1), np.int64)
         self._lengths = np.zeros(self.slots, np.int32)
