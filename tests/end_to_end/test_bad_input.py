@@ -131,8 +131,11 @@ def cut(name: str, part: float) -> Callable[[Path], None]:
 
 
 def written(name: str, content: str | bytes) -> Callable[[Path], None]:
-    raw = content if isinstance(content, bytes) else content.encode()
-    return lambda model: (model / name).write_bytes(raw) and None
+    def change(model: Path) -> None:
+        raw = content if isinstance(content, bytes) else content.encode()
+        (model / name).write_bytes(raw)
+
+    return change
 
 
 def removed(name: str) -> Callable[[Path], None]:
@@ -235,6 +238,10 @@ def test_a_database_that_can_only_be_read(folder: Path, monkeypatch: pytest.Monk
     assert ended.code == 1
     assert line(ended).endswith("penstock.db?mode=ro&uri=true: it is read-only")
     assert (folder / "penstock.db").read_bytes() == before
+    assert penstock("status", "--json").out == "[]\n"
+    monkeypatch.setenv("PENSTOCK_DATABASE_URL", only_read.replace("penstock.db", "none.db"))
+    ended = penstock("status")
+    assert (ended.code, line(ended)) == (2, "database 'none.db' does not exist")
 
 
 BOUNDED = """

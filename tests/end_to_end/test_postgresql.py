@@ -97,6 +97,7 @@ def test_killed_in_the_middle_and_resumed_it_equals_sqlite(
     settings = {
         "PENSTOCK_DATABASE_URL": postgresql_url,
         "PENSTOCK_FLUSH_SECONDS": "0.05",
+        "PENSTOCK_LEASE_SECONDS": "600",  # nobody waits for what the dead process held
         "PENSTOCK_SLOTS": "2",
         "PENSTOCK_THREADS": "1",
     }

@@ -341,7 +341,7 @@ def test_a_lease_lost_just_before_it_is_claimed_again_changes_no_token(
             released[0] += store.release_worker(db, given["worker_id"])
         return claim(db, **given)
 
-    monkeypatch.setattr(process.store, "claim", after_the_lease)
+    monkeypatch.setattr(store, "claim", after_the_lease)
     job_id = submit(db, queue)
     with nothing_left(db) as workers, local_worker(SETTINGS, db, queue, slow) as worker:
         workers.append(worker)

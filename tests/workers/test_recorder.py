@@ -2,7 +2,6 @@
 
 import shutil
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -207,10 +206,15 @@ def test_events_of_a_request_that_is_not_open_are_nothing(db: Database, claimed:
     assert everything(db) == before
 
 
-def test_due_after_the_interval_and_not_before(db: Database, claimed: Claimed) -> None:
-    mine = Recorder(db, fingerprint="fp", lease_seconds=60, flush_seconds=0.1)
+def test_due_after_the_interval_and_not_before(
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(lambda naps: None)
+    monkeypatch.setattr(module, "time", clock)
+    mine = Recorder(sqlite_db, fingerprint="fp", lease_seconds=60, flush_seconds=0.25)
+    clock.sleep(0.24)
     assert not mine.due
-    time.sleep(0.11)
+    clock.sleep(0.01)
     assert mine.due
     mine.flush()
     assert not mine.due
