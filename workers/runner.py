@@ -83,7 +83,7 @@ class Runner:
         for name, value in values.items():
             binding.bind_cpu_input(name, value)
         self._bind_slots(binding, slot, 1)
-        self._session.run_with_iobinding(binding)
+        self._run(binding)
         row: Logits = self._logits[slot].astype(np.float32)
         return row
 
@@ -99,7 +99,7 @@ class Runner:
         self._total[...] = self._lengths[:batch].max() + 1
         if self._total > self.max_length:
             raise ValueError(f"position {self._total - 1} in slots of {self.max_length}")
-        self._session.run_with_iobinding(self._decode_binding(batch))
+        self._run(self._decode_binding(batch))
         return self._logits[:batch].astype(np.float32, copy=False)
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -107,11 +107,27 @@ class Runner:
         for buffer in self._kv.values():
             buffer[target, :, :length] = buffer[source, :, :length]
 
+    def resize(self, slots: int) -> None:
+        """Hold so many slots from now on, all of them empty; the memory of the others is free.
+
+        Raises WorkerError "memory" if they cannot be had.
+        """
+        self._decode_bindings.clear()
+        self._kv.clear()
+        self.slots = slots
+        self._allocate()
+
     def close(self) -> None:
         """Give the session and its memory back."""
         self._decode_bindings.clear()
         self._kv.clear()
         del self._session
+
+    def _run(self, binding: ort.IOBinding) -> None:
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime raises its own C++ classes, one for each status
+            raise _failure(error) from error
 
     def _allocate(self) -> None:
         shape = (self.slots, self.folder.kv_heads, self.max_length, self.folder.head_size)
@@ -162,6 +178,23 @@ def _dtype(name: str, kind: str) -> type[np.generic]:
     if kind not in _DTYPES:
         raise WorkerError("model", f"not supported on this device: {name} of type {kind}")
     return _DTYPES[kind]
+
+
+# As the allocators of onnxruntime, CUDA, cuDNN, cuBLAS and the C++ library say it.
+_MEMORY = (
+    "failed to allocate memory",
+    "available memory",
+    "out of memory",
+    "bad_alloc",
+    "alloc_failed",
+    "memory allocation",
+)
+
+
+def _failure(error: Exception) -> WorkerError:
+    said = " ".join(str(error).split())[:500]
+    short = isinstance(error, MemoryError) or any(sign in said.lower() for sign in _MEMORY)
+    return WorkerError("memory" if short else "runtime", said)
 
 
 def _open(
