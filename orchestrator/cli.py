@@ -297,7 +297,7 @@ def models_check(
     found = _folder(folder, settings)
     loaded = Place(None if folder == found.name else folder, 1, device).load(found.name, settings)
     prompt = loaded.tokenizer.encode(loaded.template.render([{"role": "user", "content": "Hello"}]))
-    logits = loaded.runner.prefill(0, prompt)
+    logits = loaded.runner.prefill(0, prompt[: loaded.runner.max_length] or [0])
     if not bool((logits == logits).all()):
         raise WorkerError(
             "model", f"model folder {found.path}: it computes logits that are no numbers"

@@ -5,6 +5,7 @@ Knows where the bundled jobs lie, in a checkout and inside the wheel; nothing of
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from orchestrator.spec.chunks import Json
@@ -17,7 +18,7 @@ SHOWN_EXAMPLES = 2
 def read_plan(file: str) -> Plan:
     """The plan of a file, or of the bundled job of that name. Raises SpecError."""
     path = Path(file)
-    if not path.exists():
+    if not os.path.exists(file):  # unlike Path.exists never an error, however long the name
         path = _bundled(file) or path
     shown = file if path == Path(file) else path.name
     return plan(read_job(path, file=shown))

@@ -124,8 +124,9 @@ def existing(settings: Settings) -> Database:
         url = make_url(settings.database_url)
     except ArgumentError:
         return Database.open(settings.database_url)  # which says what is wrong with it
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-        raise NotFound("database", url.database or "")
+    name = (url.database or "").removeprefix("file:")
+    if url.get_backend_name() == "sqlite" and not Path(name).exists():
+        raise NotFound("database", name)
     return Database.open(settings.database_url)
 
 

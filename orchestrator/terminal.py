@@ -202,8 +202,8 @@ def _sql_client(database_url: str) -> str:
     url = make_url(database_url)
     if url.get_backend_name() == "sqlite":
         return f"sqlite3 {shlex.quote(url.database or '')}"
-    plain = url.set(drivername="postgresql").render_as_string(hide_password=True)
-    return f"psql {shlex.quote(plain)}"
+    plain = url.set(drivername="postgresql")._replace(password=None)  # psql asks for it
+    return f"psql {shlex.quote(plain.render_as_string())} -c"
 
 
 def print_jobs(jobs: Sequence[JobStatus]) -> None:

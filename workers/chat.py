@@ -162,7 +162,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(_read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WorkerError("model", f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise WorkerError("model", f"{path}: expected an object")

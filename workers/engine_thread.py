@@ -11,12 +11,13 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from orchestrator import metrics
 from orchestrator.db import store
 from orchestrator.db.database import Database
-from orchestrator.errors import RequestError, WorkerError
+from orchestrator.errors import PenstockError, RequestError, WorkerError
 from orchestrator.settings import Settings
 from workers.admission import to_completion
 from workers.blame import Blame
@@ -117,13 +118,22 @@ class EngineThread(threading.Thread):
                 self._turn_or_wait()
             self._recorder.release()
         except BaseException as error:  # whatever it was, the process that waits for us must know
-            log.exception("worker.failed id=%s", self.worker_id)
+            bug = not isinstance(error, PenstockError)
+            log.error("worker.failed id=%s error=%s", self.worker_id, error, exc_info=bug)
             self.error = error
+            self._give_up(error)
             self._ended()
         finally:
             self._engine.close()
             self.state = self._state()
             self._leave()
+
+    def _give_up(self, error: BaseException) -> None:
+        """Leave the claims to others; the attempt counts, since one of them may have ended us."""
+        if isinstance(error, WorkerError) and error.code == "database":
+            return  # it would only be waited for again: the leases run out by themselves
+        with suppress(WorkerError):
+            store.release_worker(self._db, self.worker_id)
 
     def _leave(self) -> None:
         try:
@@ -207,6 +217,8 @@ class EngineThread(threading.Thread):
             claimed.epoch,
             claimed.model,
         )
+        # Our own lease may have run out: what is still seated belongs to the claim before this one.
+        self._blame.cancel(claimed.request_id)
         self._recorder.begin(claimed)
         try:
             completion = to_completion(claimed, self._model.template, self._model.tokenizer)

@@ -40,9 +40,10 @@ class ModelFolder:
         model = _section(path, _read_json(path / "genai_config.json"), "model")
         decoder = _section(path, model, "decoder")
         inputs, outputs = _section(path, decoder, "inputs"), _section(path, decoder, "outputs")
-        graph = path / str(decoder.get("filename", "model.onnx"))
-        if graph.resolve().parent != path or not graph.is_file():
-            raise _refused(path, f"decoder.filename {graph.name!r} is not a file of the folder")
+        filename = str(decoder.get("filename", "model.onnx"))
+        graph = path / filename
+        if "\0" in filename or graph.resolve().parent != path or not graph.is_file():
+            raise _refused(path, f"decoder.filename {filename!r} is not a file of the folder")
         return cls(
             name=name or path.name,
             path=path,
@@ -52,10 +53,10 @@ class ModelFolder:
             layers=_number(path, decoder, "num_hidden_layers"),
             kv_heads=_number(path, decoder, "num_key_value_heads"),
             head_size=_number(path, decoder, "head_size"),
-            past_key=str(inputs.get("past_key_names", "past_key_values.%d.key")),
-            past_value=str(inputs.get("past_value_names", "past_key_values.%d.value")),
-            present_key=str(outputs.get("present_key_names", "present.%d.key")),
-            present_value=str(outputs.get("present_value_names", "present.%d.value")),
+            past_key=_pattern(path, inputs, "past_key_names", "past_key_values.%d.key"),
+            past_value=_pattern(path, inputs, "past_value_names", "past_key_values.%d.value"),
+            present_key=_pattern(path, outputs, "present_key_names", "present.%d.key"),
+            present_value=_pattern(path, outputs, "present_value_names", "present.%d.value"),
         )
 
     def digest(self) -> str:
@@ -102,7 +103,7 @@ def _refused(path: Path, why: str) -> WorkerError:
 def _read_json(file: Path) -> dict[str, object]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _refused(file.parent, f"{file.name} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise _refused(file.parent, f"{file.name}: expected an object")
@@ -113,6 +114,13 @@ def _section(path: Path, parent: dict[str, object], key: str) -> dict[str, objec
     value = parent.get(key)
     if not isinstance(value, dict):
         raise _refused(path, f"genai_config.json: {key}: expected an object, got {value!r}")
+    return value
+
+
+def _pattern(path: Path, names: dict[str, object], key: str, default: str) -> str:
+    value = str(names.get(key, default))
+    if value.count("%") != 1 or "%d" not in value:
+        raise _refused(path, f"genai_config.json: {key}: expected a name with %d, got {value!r}")
     return value
 
 

@@ -67,7 +67,7 @@ def edit(folder: ModelFolder, model: ModelProto) -> None:
             helper.make_tensor_value_info(LAST, TensorProto.INT64, ["batch_size", 1]),
         ]
     )
-    _reshape_ends(graph)
+    _reshape_ends(folder, graph)
     del graph.value_info[:]
 
 
@@ -92,7 +92,7 @@ def _gather_last_row(folder: ModelFolder, graph: GraphProto) -> None:
     producer = {output: node for node in graph.node for output in node.output}
     head = producer.get("logits")
     while head is not None and head.op_type not in _HEADS:
-        head = producer.get(head.input[0])
+        head = producer.get(head.input[0]) if head.input else None
     if head is None:
         raise _unsupported(folder, "a language head (MatMul or MatMulNBits) that ends in 'logits'")
     gather = helper.make_node(
@@ -128,8 +128,10 @@ def _check_inputs(folder: ModelFolder, names: list[str]) -> None:
         raise _unsupported(folder, f"input {sorted(missing)[0]!r}, found none of that name")
 
 
-def _reshape_ends(graph: GraphProto) -> None:
-    logits = next(output for output in graph.output if output.name == "logits")
+def _reshape_ends(folder: ModelFolder, graph: GraphProto) -> None:
+    logits = next((output for output in graph.output if output.name == "logits"), None)
+    if logits is None:
+        raise _unsupported(folder, "an output 'logits', found none of that name")
     kind, width = logits.type.tensor_type.elem_type, logits.type.tensor_type.shape.dim[-1].dim_value
     logits.CopyFrom(helper.make_tensor_value_info("logits", kind, ["batch_size", width]))
     for value in (*graph.input, *graph.output):
@@ -157,21 +159,30 @@ def _check_external_data(folder: ModelFolder, graph: GraphProto) -> None:
         entry = {item.key: item.value for item in tensor.external_data}
         location = PurePosixPath(entry.get("location", ""))
         file = folder.path / location
-        outside = location.is_absolute() or ".." in location.parts
+        outside = location.is_absolute() or ".." in location.parts or "\0" in str(location)
         if outside or not file.resolve().is_relative_to(folder.path):
             raise WorkerError(
                 "model",
-                f"{folder.graph}: weight {tensor.name!r} lies outside the folder: {location}",
+                f"{folder.graph}: weight {tensor.name!r} lies outside the folder: "
+                f"{str(location)!r}",
             )
         if not file.is_file():
             raise WorkerError("model", f"{folder.graph}: weights file {location} is missing")
-        needed = int(entry.get("offset", 0)) + int(entry.get("length", 0))
+        needed = sum(_bytes(folder, tensor, entry.get(key, "0")) for key in ("offset", "length"))
         if file.stat().st_size < needed:
             raise WorkerError(
                 "model",
                 f"{file}: truncated: weight {tensor.name!r} ends at byte {needed}, "
                 f"the file has {file.stat().st_size}",
             )
+
+
+def _bytes(folder: ModelFolder, tensor: TensorProto, value: str) -> int:
+    if not (value.isascii() and value.isdecimal()):
+        raise WorkerError(
+            "model", f"{folder.graph}: weight {tensor.name!r} lies at {value!r}: no whole number"
+        )
+    return int(value)
 
 
 def _write(model: ModelProto, place: Path, name: str) -> Path:

@@ -25,6 +25,7 @@ from orchestrator.metrics import MetricsServer
 from orchestrator.queue import ORCHESTRATOR_QUEUE, Queue, model_queue
 from orchestrator.settings import Settings
 from workers.crew import Crew
+from workers.engine_thread import EngineThread
 from workers.model import LoadedModel
 
 log = logging.getLogger("penstock.worker")
@@ -51,6 +52,11 @@ class LocalWorker:
         self._thread = threading.Thread(
             target=self._celery.start, name="penstock-celery", daemon=True
         )
+
+    @property
+    def engine(self) -> EngineThread:
+        """The thread of its one engine."""
+        return self._crew.engines[0]
 
     @property
     def error(self) -> BaseException | None:

@@ -160,13 +160,16 @@ class Recorder:
             log.info("request.released id=%s epoch=%s", id, epoch)
 
     def _flush_until(self, writes: Sequence[store.RequestWrite], deadline: float) -> store.Flushed:
+        said = False
         while True:
             try:
                 return store.flush(self._db, writes, lease_seconds=self._lease)
             except WorkerError as error:
                 if time.monotonic() >= deadline:
                     raise
-                log.warning("flush.retry error=%s", error)
+                if not said:  # once, not five times a second
+                    log.warning("flush.retry error=%s", error)
+                    said = True
                 time.sleep(_RETRY_SECONDS)
 
     def _write(self, request: _Open) -> store.RequestWrite:

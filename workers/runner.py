@@ -50,6 +50,7 @@ class Runner:
         self._session = _open(self.folder, device, self.threads, cache)
         self._allocate()
         self._decode_bindings: dict[int, ort.IOBinding] = {}
+        self._try_out()
 
     @property
     def vocab_size(self) -> int:
@@ -123,6 +124,15 @@ class Runner:
         self._kv.clear()
         del self._session
 
+    def _try_out(self) -> None:
+        """Some graphs load and then cannot run on this device: better known now than in a job."""
+        try:
+            self.prefill(0, (0,))
+            self.decode((0,), (0,))
+        except WorkerError as error:
+            code = "memory" if error.code == "memory" else "model"
+            raise WorkerError(code, f"{self.folder.path}: a step failed: {error}") from error
+
     def _run(self, binding: ort.IOBinding) -> None:
         try:
             self._session.run_with_iobinding(binding)
@@ -137,12 +147,17 @@ class Runner:
         for layer in range(self.folder.layers):
             self._present[self.folder.past_key % layer] = self.folder.present_key % layer
             self._present[self.folder.past_value % layer] = self.folder.present_value % layer
+        outputs = {o.name for o in self._session.get_outputs()}
+        for past, present in self._present.items():
+            if past not in kinds or present not in outputs:
+                what = f"input {past!r} and output {present!r}"
+                raise WorkerError("model", f"{self.folder.graph}: not supported: expected {what}")
         try:
             self._kv = {name: np.zeros(shape, _dtype(name, kinds[name])) for name in self._present}
             self._logits = np.zeros(
                 (self.slots, int(output.shape[-1])), _dtype("logits", output.type)
             )
-        except MemoryError as error:
+        except (MemoryError, ValueError) as error:  # numpy: a size that no address reaches
             raise WorkerError("memory", f"no memory for {self.slots} slots: {error}") from error
         self._tokens = np.zeros((self.slots, 1), np.int64)
         self._lengths = np.zeros(self.slots, np.int32)
@@ -204,7 +219,7 @@ def _open(
         raise WorkerError("device", f"device {device!r} is not supported yet: use --device cpu")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised; stderr is for our own lines
     # The edited graph may lie in the cache: its weights are found beside the original.
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder.path)

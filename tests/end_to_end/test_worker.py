@@ -1,307 +1,410 @@
-"""`penstock worker` as a process: signals, control commands, two models, a broker that is away."""
+"""The worker whole: Celery's embedded transport, the engine's thread, `tiny`, a real database.
 
-import json
-import os
-import re
-import shutil
-import signal
-import sqlite3
-import subprocess
-import sys
+Whatever happens to it (other slots, another database, a pause, a death, lost leases, lost or
+doubled nudges), the tokens, texts and log-probabilities are those of the undisturbed run.
+"""
+
+import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator import lifecycle
-from orchestrator.db import views
+from orchestrator.db import store, views
 from orchestrator.db.database import Database
 from orchestrator.queue import Queue
 from orchestrator.settings import Settings
 from orchestrator.spec.job import parse_job
 from orchestrator.spec.plan import plan
-from tests.redis_server import RedisServer
+from tests.orchestrator.db.builders import rows
+from workers import process
 from workers.chat import eos_token_ids
-from workers.folder import TINY
+from workers.folder import TINY, find_model
+from workers.process import LoadedModel, LocalWorker, local_worker
 from workers.tokenizer import Tokenizer
 
-ROOT = Path(__file__).parents[2]
-ENDLESS = ", ".join(f"'{token}': -100" for token in sorted(eos_token_ids(TINY, Tokenizer(TINY))))
-SHORT = """
-name: sums
-model: {model}
-dataset: {{items: [{{a: 12, b: 30}}, {{a: 5, b: 9}}, {{a: 40, b: 41}}]}}
-params:
-  messages: [{{role: user, content: "What is {{{{ a }}}} + {{{{ b }}}}?"}}]
-  max_tokens: 24
-graders:
-  - {{name: correct, type: contains, expected: "{{{{ a + b }}}}"}}
-"""
-LONG = """
-name: long
+# Half of the points never end by themselves; stop strings, half emoji and two choices each.
+JOB = """
+name: {name}
 model: tiny
-dataset: {items: [ITEMS]}
+dataset:
+  items:
+    - {{task: "Repeat exactly: Zoë 🙂🚀 crème brûlée"}}
+    - {{task: "What is 31 + 44?"}}
+    - {{task: "Reverse the word: tangerine"}}
 params:
-  messages: [{role: user, content: "Repeat exactly: {{ w }}"}]
-  max_tokens: 400
-  temperature: 1.4
-  logit_bias: {ENDLESS}
+  messages: [{{role: user, content: "{{{{ task }}}}"}}]
+  max_tokens: 40
+  n: 2
+  logprobs: true
+  top_logprobs: 2
+  stop: ["zz", "🚀 c"]
+  presence_penalty: 0.1
+sweep:
+  temperature: [0, 2]
+  logit_bias: [{{"20": 0.5}}, {{{endless}}}]
+graders:
+  - {{name: has_e, type: contains, expected: e}}
 """
+ENDED = {"succeeded", "failed", "cancelled", "partial"}
+SETTINGS = Settings(threads=1, flush_seconds=0.05, poll_seconds=0.1)
+Outcome = dict[tuple[int, int], tuple[bytes, str, str, list[Any]]]
 
 
-def long(items: int) -> str:
-    """A job of so many requests, each of 400 tokens."""
-    words = ", ".join(f"{{w: word{i}}}" for i in range(items))
-    return LONG.replace("ITEMS", words).replace("ENDLESS", ENDLESS)
+def job(name: str = "mixed") -> str:
+    ends = sorted(eos_token_ids(TINY, Tokenizer(TINY)))
+    return JOB.format(name=name, endless=", ".join(f'"{id}": -100' for id in ends))
 
 
-@dataclass
-class Fleet:
-    """A folder with a database, a broker, and the workers that were started in it."""
+def load(slots: int, settings: Settings = SETTINGS) -> LoadedModel:
+    return LoadedModel.load(find_model("tiny", settings.models_dir), settings, slots=slots)
 
-    folder: Path
-    broker: str
-    db: Database
 
-    @property
-    def environ(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("PENSTOCK_")}
-        return kept | {
-            "PENSTOCK_DATABASE_URL": f"sqlite:///{self.folder / 'penstock.db'}",
-            "PENSTOCK_BROKER_URL": self.broker,
-            "PENSTOCK_FLUSH_SECONDS": "0.05",
-            "PENSTOCK_POLL_SECONDS": "0.2",
-            "PENSTOCK_THREADS": "1",
-            "PENSTOCK_LOG": "info",
-            "PYTHONPATH": str(ROOT),
-            "PYTHONWARNINGS": "",
-        }
-
-    def submit(self, yaml: str) -> str:
-        settings = Settings(broker_url=self.broker)
-        spec = parse_job(yaml, file="job.yaml", root=self.folder)
-        with closing(Queue(settings)) as queue:
-            return lifecycle.submit(self.db, plan(spec), queue)
-
-    def start(self, *words: str, **env: str) -> subprocess.Popen[bytes]:
-        with (self.folder / "log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.cli", "worker", *words],
-                cwd=self.folder,
-                env=self.environ | env,
-                stdout=log,
-                stderr=log,
-            )
-
-    @contextmanager
-    def worker(self, *words: str, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-        process = self.start("--slots", "6", *(words or ("--model", "tiny")), **env)
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait(timeout=60)
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
-
-    def wait(self, what: Callable[[], object], seconds: float = 120) -> None:
-        deadline = time.monotonic() + seconds
-        while not what():
-            assert time.monotonic() < deadline, self.log[-4000:]
-            time.sleep(0.02)
-
-    def wait_for_state(self, job_id: str, state: str) -> None:
-        self.wait(lambda: views.job_status(self.db, job_id).state == state)
-
-    def wait_for_work(self, job_id: str) -> None:
-        """Until tokens of the job have been flushed and it runs on."""
-        self.wait(lambda: views.job_status(self.db, job_id).completion_tokens > 100)
-        assert views.job_status(self.db, job_id).running
-
-    def inspect(self, command: str) -> dict[str, Any]:
-        """What the workers answer, by their name; empty if none did."""
-        with closing(Queue(Settings(broker_url=self.broker))) as queue:
-            answers = queue.app.control.inspect(timeout=10, limit=1)._request(command)
-        return dict(answers or {})
-
-    def scalar(self, sql: str) -> Any:
-        with self.db.read() as rows:
-            return rows.exec_driver_sql(sql).scalar()
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    """Three slots, so that most of the job waits for one."""
+    return load(3)
 
 
 @pytest.fixture
-def redis_server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
+def batches() -> list[int]:
+    """The rows of each step that `slow` has made."""
+    return []
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, sqlite_db: Database, redis_server: RedisServer) -> Fleet:
-    return Fleet(tmp_path, redis_server.url, sqlite_db)
+def slow(model: LoadedModel, batches: list[int], monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+    """The same with steps of 3 ms at least: 24 choices take a second."""
+    step = model.runner.decode
+
+    def slowly(tokens: Any, lengths: Any) -> Any:
+        batches.append(len(tokens))
+        time.sleep(0.003)
+        return step(tokens, lengths)
+
+    monkeypatch.setattr(model.runner, "decode", slowly)
+    return model
 
 
-def test_sigterm_flushes_releases_and_leaves_and_no_token_is_lost(fleet: Fleet) -> None:
-    job_id = fleet.submit(long(24))
-    with fleet.worker() as process:
-        fleet.wait_for_work(job_id)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0, fleet.log[-3000:]
-    status = views.job_status(fleet.db, job_id)
-    assert status.running == 0 and status.queued > 0
-    assert views.workers(fleet.db) == []
-    # Given back on purpose: nobody is under suspicion, every token spent is a token stored.
-    assert fleet.scalar("SELECT max(idle_attempts) FROM requests") == 0
-    stored = fleet.scalar("SELECT sum(n_tokens) FROM choices")
-    assert stored == fleet.scalar("SELECT sum(completion_tokens) FROM usage") > 100
-    with fleet.worker() as process:
-        fleet.wait_for_state(job_id, "succeeded")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
-    assert fleet.scalar("SELECT sum(n_tokens) FROM choices") == 24 * 400
-    assert fleet.scalar("SELECT sum(completion_tokens) FROM usage") == 24 * 400
+@pytest.fixture
+def queue() -> Iterator[Queue]:
+    with closing(Queue(SETTINGS)) as opened:
+        yield opened
+
+
+def submit(db: Database, queue: Queue, name: str = "mixed") -> str:
+    made = plan(parse_job(job(name), file="job.yaml", root=Path.cwd()))
+    return lifecycle.submit(db, made, queue)
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> float:
+    """Wait for it; how long it took."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < seconds, "it did not happen"
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def state(db: Database, job_id: str) -> str:
+    return views.job_status(db, job_id).state
+
+
+def finish(db: Database, job_id: str, worker: LocalWorker) -> None:
+    until(lambda: state(db, job_id) in ENDED or not worker.alive)
+    assert worker.error is None
+    assert state(db, job_id) == "succeeded"
+
+
+def tokens(db: Database) -> int:
+    return int(rows(db, "SELECT coalesce(sum(n_tokens), 0) FROM choices")[0][0])
+
+
+def running(db: Database) -> int:
+    return int(rows(db, "SELECT count(*) FROM requests WHERE state = 'running'")[0][0])
+
+
+def outcome(db: Database, job_id: str) -> Outcome:
+    """What succeeded: (position, choice) -> token ids, finish reason, text, log-probabilities."""
+    blobs: dict[tuple[int, int], bytes] = {}
+    for request, choice, blob in rows(
+        db, "SELECT request_id, choice, token_ids FROM chunks ORDER BY 1, 2, token_start"
+    ):
+        blobs[request, choice] = blobs.get((request, choice), b"") + bytes(blob)
+    found: Outcome = {}
+    for result in views.results(db, job_id):
+        for choice in result.choices if result.state == "succeeded" else ():
+            logprobs = [entry for chunk in choice.chunks for entry in chunk.logprobs or ()]
+            blob = blobs.get((result.request_id, choice.choice), b"")
+            assert choice.finish_reason is not None and choice.text is not None
+            assert choice.text == "".join(chunk.text for chunk in choice.chunks)
+            assert len(blob) == 4 * choice.n_tokens >= 4 * len(logprobs)  # a stop string has none
+            key = result.request_id % 10**9, choice.choice
+            found[key] = blob, choice.finish_reason, choice.text, logprobs
+    return found
 
 
 @contextmanager
-def locked(fleet: Fleet) -> Iterator[None]:
-    """Nobody else can write: the flush of whoever leaves has to wait."""
-    with closing(sqlite3.connect(fleet.folder / "penstock.db", timeout=60)) as connection:
-        connection.isolation_level = None
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("ROLLBACK")
+def nothing_left(db: Database) -> Iterator[list[LocalWorker]]:
+    """Workers started in the block leave no thread, no running request, no taken slot."""
+    threads, workers = set(threading.enumerate()), list[LocalWorker]()
+    yield workers
+    assert set(threading.enumerate()) <= threads
+    assert running(db) == 0
+    assert rows(db, "SELECT count(*) FROM workers WHERE stopped_at IS NULL") == [(0,)]
+    for worker in workers:
+        engine = worker.engine._engine
+        assert not worker.alive and engine.idle and (engine.seated, engine.load) == (0, 0)
 
 
-def test_a_second_sigterm_leaves_at_once(fleet: Fleet) -> None:
-    job_id = fleet.submit(long(24))
-    with fleet.worker("--model", "tiny", "--grace", "600") as process:
-        fleet.wait_for_work(job_id)
-        with locked(fleet):
-            process.send_signal(signal.SIGTERM)
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(timeout=2)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    assert views.job_status(fleet.db, job_id).running > 0  # its leases give them back
+@pytest.fixture(scope="module")
+def golden(
+    model: LoadedModel, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Outcome, int]]:
+    """What the undisturbed job yields, and the tokens of its usage."""
+    file = tmp_path_factory.mktemp("golden") / "penstock.db"
+    with Database.open(f"sqlite:///{file}") as db, closing(Queue(SETTINGS)) as queue:
+        job_id = submit(db, queue)
+        with local_worker(SETTINGS, db, queue, model, job_id) as worker:
+            finish(db, job_id, worker)
+        found = outcome(db, job_id)
+        status = views.job_status(db, job_id)
+        assert (status.requests, status.replayed_tokens) == (12, 0)
+        assert status.completion_tokens == tokens(db) == sum(len(v[0]) // 4 for v in found.values())
+        assert {value[1] for value in found.values()} == {"stop", "length"}
+        assert len({value[0] for value in found.values()}) > 6, "not only the greedy ones"
+        yield found, status.completion_tokens
 
 
-def test_when_the_grace_is_over_it_leaves(fleet: Fleet) -> None:
-    job_id = fleet.submit(long(24))
-    with fleet.worker("--model", "tiny", "--grace", "0.5") as process:
-        fleet.wait_for_work(job_id)
-        with locked(fleet):
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=60) == 1
-    assert "worker.grace_over" in fleet.log
+def check(db: Database, job_id: str, golden: tuple[Outcome, int]) -> None:
+    assert outcome(db, job_id) == golden[0]
+    assert views.job_status(db, job_id).completion_tokens == golden[1]
 
 
-def test_ping_and_penstock_state_are_answered_while_every_slot_is_taken(fleet: Fleet) -> None:
-    job_id = fleet.submit(long(400))
-    with fleet.worker("--model", "tiny", "--metrics-port", "0"):
-        fleet.wait_for_work(job_id)
-        (answer,) = fleet.inspect("ping").values()
-        assert answer == {"ok": "pong"}
-        (state,) = fleet.inspect("penstock_state").values()
-        (engine,) = state["engines"]
-        assert (engine["model"], engine["device"], engine["slots"]) == ("tiny", "cpu", 6)
-        assert engine["slots_used"] == 6 <= engine["claims"]
-        assert engine["tokens"] > 100 and engine["tokens_per_second"] > 0
-        assert state["memory_bytes"] > 10**7
-        metrics = read_metrics(fleet)
-        words = "-A orchestrator.queue inspect --timeout 4 --json penstock_state"
-        said = subprocess.run(
-            [Path(sys.executable).parent / "celery", *words.split()],
-            cwd=fleet.folder,
-            env=fleet.environ,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        ).stdout
-        assert "tokens_per_second" in str(json.loads(said))
-        assert views.job_status(fleet.db, job_id).running, "it was to be busy all the time"
-    for name in ("claims_total", "steps_total", "tokens_total", "queue_depth", "queue_running"):
-        assert sample(metrics, name) > 0, name
-    assert sample(metrics, "slots_used") == 6
-    for name in ("batch_occupancy_bucket", "flush_seconds_sum", "queue_oldest_waiting_seconds"):
-        assert f"penstock_{name}{{" in metrics
-    assert "penstock_leases_lost_total" in metrics and "penstock_replayed_tokens" in metrics
-
-
-def read_metrics(fleet: Fleet) -> str:
-    found = re.search(r"metrics.served url=(http://127\.0\.0\.1:\d+/metrics)", fleet.log)
-    assert found, fleet.log
-    with urllib.request.urlopen(found[1], timeout=30) as answer:  # noqa: S310
-        return str(answer.read().decode())
-
-
-def sample(metrics: str, name: str) -> float:
-    found = re.search(rf'^penstock_{name}{{model="tiny"}} (\S+)$', metrics, re.MULTILINE)
-    assert found, f"{name} is not in\n{metrics}"
-    return float(found[1])
-
-
-def test_one_worker_serves_two_models(fleet: Fleet) -> None:
-    shutil.copytree(TINY, fleet.folder / "models" / "other")
-    with fleet.worker("--model", "tiny", "--model", "models/other") as process:
-        jobs = [fleet.submit(SHORT.format(model=model)) for model in ("other", "tiny")]
-        for job_id in jobs:
-            fleet.wait_for_state(job_id, "succeeded")
-        workers = views.live_workers(fleet.db)
-        assert {worker.model for worker in workers} == {"tiny", "other"}
-        assert {worker.pid for worker in workers} == {process.pid}
-        (state,) = fleet.inspect("penstock_state").values()
-        assert [engine["model"] for engine in state["engines"]] == ["tiny", "other"]
-        # Graded by whoever took the message, without anybody waiting for it.
-        fleet.wait(lambda: fleet.scalar("SELECT count(*) FROM scores") == 6)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0, fleet.log[-3000:]
-
-
-def test_without_a_broker_it_works_by_polling_and_connects_when_there_is_one(
-    fleet: Fleet, redis_server: RedisServer
+@pytest.mark.parametrize("slots", [1, 3, 16])
+def test_neither_the_database_nor_the_slots_change_a_token(
+    db: Database, queue: Queue, golden: tuple[Outcome, int], slots: int
 ) -> None:
-    redis_server.stop()
-    with fleet.worker() as process:
-        job_id = fleet.submit(SHORT.format(model="tiny"))
-        fleet.wait_for_state(job_id, "succeeded")
-        fleet.wait(lambda: fleet.scalar("SELECT count(*) FROM scores") == 3)
-        redis_server.start()
-        fleet.wait(lambda: fleet.inspect("ping"))
-        redis_server.kill()
-        job_id = fleet.submit(SHORT.format(model="tiny"))
-        fleet.wait_for_state(job_id, "succeeded")
-        process.send_signal(signal.SIGTERM)  # also while it is away
-        assert process.wait(timeout=60) == 0, fleet.log[-3000:]
+    job_id = submit(db, queue)
+    model = load(slots)
+    with nothing_left(db) as workers, local_worker(SETTINGS, db, queue, model, job_id) as worker:
+        workers.append(worker)
+        finish(db, job_id, worker)
+    check(db, job_id, golden)
 
 
-def test_a_frozen_broker_stops_neither_work_nor_leaving(
-    fleet: Fleet, redis_server: RedisServer
+def test_what_ends_is_graded_on_the_way(
+    sqlite_db: Database, queue: Queue, model: LoadedModel
 ) -> None:
-    with fleet.worker() as process:
-        fleet.wait(lambda: fleet.inspect("ping"))
-        redis_server.freeze()
-        try:
-            job_id = fleet.submit(SHORT.format(model="tiny"))
-            fleet.wait_for_state(job_id, "succeeded")
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=60) == 0, fleet.log[-3000:]
-        finally:
-            redis_server.thaw()
+    db = sqlite_db
+    job_id = submit(db, queue)
+    with local_worker(SETTINGS, db, queue, model) as worker:
+        finish(db, job_id, worker)
+        until(lambda: not list(views.ungraded(db, job_id, ["has_e"])), 10)
+    assert rows(db, "SELECT count(*) FROM scores") == [(24,)]
 
 
-def test_a_worker_refuses_a_redis_that_may_drop_keys(
-    fleet: Fleet, redis_server: RedisServer
+def test_a_worker_of_one_job_leaves_the_others_alone(
+    sqlite_db: Database, queue: Queue, model: LoadedModel, golden: tuple[Outcome, int]
 ) -> None:
-    redis_server.command("CONFIG", "SET", "maxmemory", "50mb")
-    redis_server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
-    with fleet.worker() as process:
-        assert process.wait(timeout=60) == 1
-    (line,) = fleet.log.splitlines()
-    assert line.startswith("penstock: ") and "maxmemory-policy noeviction" in line
+    db = sqlite_db
+    other, mine = submit(db, queue, "other"), submit(db, queue)
+    with local_worker(SETTINGS, db, queue, model, mine) as worker:
+        finish(db, mine, worker)
+        time.sleep(2 * SETTINGS.poll_seconds)
+    check(db, mine, golden)
+    status = views.job_status(db, other)
+    assert (status.state, status.queued, status.completion_tokens) == ("queued", 12, 0)
+
+
+def test_a_paused_job_stops_soon_and_goes_on_with_the_same_tokens(
+    db: Database,
+    queue: Queue,
+    slow: LoadedModel,
+    golden: tuple[Outcome, int],
+    batches: list[int],
+) -> None:
+    job_id = submit(db, queue)
+    with local_worker(SETTINGS, db, queue, slow) as worker:
+        until(lambda: tokens(db) > 100)
+        store.pause_job(db, job_id)
+        assert until(lambda: running(db) == 0) < 1
+        steps = len(batches)
+        until(lambda: worker.engine._engine.idle, 1)
+        assert len(batches) <= steps + 2, "it went on computing"
+        before = tokens(db)
+        assert 100 < before < golden[1]
+        time.sleep(0.3)
+        assert (state(db, job_id), tokens(db)) == ("paused", before)
+        lifecycle.resume(db, job_id, queue)
+        finish(db, job_id, worker)
+    check(db, job_id, golden)
+
+
+def test_a_cancelled_job_stops_soon_and_the_worker_takes_the_next(
+    sqlite_db: Database, queue: Queue, slow: LoadedModel, golden: tuple[Outcome, int]
+) -> None:
+    db = sqlite_db
+    first = submit(db, queue)
+    with nothing_left(db) as workers, local_worker(SETTINGS, db, queue, slow) as worker:
+        workers.append(worker)
+        until(lambda: tokens(db) > 50)
+        store.cancel_job(db, first)
+        assert until(lambda: running(db) == 0) < 1
+        assert state(db, first) == "cancelled"
+        second = submit(db, queue)
+        finish(db, second, worker)
+    check(db, second, golden)
+
+
+@pytest.mark.parametrize("step", [1, 30])
+def test_an_engine_that_dies_says_so_and_another_one_goes_on(
+    db: Database,
+    queue: Queue,
+    model: LoadedModel,
+    golden: tuple[Outcome, int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: int,
+) -> None:
+    steps, decode = [0], model.runner.decode
+
+    def dying(*given: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == step:
+            raise RuntimeError("the device is gone")
+        return decode(*given)
+
+    monkeypatch.setattr(model.runner, "decode", dying)
+    job_id = submit(db, queue)
+    with nothing_left(db) as workers, local_worker(SETTINGS, db, queue, model) as worker:
+        workers.append(worker)
+        until(lambda: not worker.alive)
+        assert str(worker.error) == "the device is gone"
+        assert "worker.failed" in caplog.text and "Traceback" in caplog.text
+    assert state(db, job_id) in ("queued", "running")
+    with local_worker(SETTINGS, db, queue, model) as second:
+        finish(db, job_id, second)
+    check(db, job_id, golden)
+
+
+@pytest.mark.parametrize("enough", [1, 150])
+def test_a_stopped_worker_leaves_nothing_behind(
+    sqlite_db: Database, queue: Queue, slow: LoadedModel, golden: tuple[Outcome, int], enough: int
+) -> None:
+    db = sqlite_db
+    job_id = submit(db, queue)
+    with nothing_left(db) as workers, local_worker(SETTINGS, db, queue, slow) as worker:
+        workers.append(worker)
+        until(lambda: tokens(db) >= enough)
+        assert running(db) > 0
+    assert worker.error is None
+    assert views.job_status(db, job_id).queued > 0
+    with local_worker(SETTINGS, db, queue, slow) as second:
+        finish(db, job_id, second)
+    check(db, job_id, golden)
+
+
+def test_lost_leases_change_no_token(
+    db: Database, queue: Queue, slow: LoadedModel, golden: tuple[Outcome, int]
+) -> None:
+    """Again and again everything is taken away from the worker, which claims it anew."""
+    job_id = submit(db, queue)
+    with local_worker(SETTINGS, db, queue, slow) as worker:
+        for more in range(3):
+            until(lambda more=more: tokens(db) > 60 * (more + 1))  # type: ignore[misc]
+            assert store.release_worker(db, worker.engine.worker_id) > 0
+        finish(db, job_id, worker)
+    check(db, job_id, golden)
+    assert views.job_status(db, job_id).replayed_tokens > 0
+
+
+def test_a_lease_lost_just_before_it_is_claimed_again_changes_no_token(
+    sqlite_db: Database,
+    queue: Queue,
+    slow: LoadedModel,
+    golden: tuple[Outcome, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The engine still computes what its own worker claims a second time."""
+    db = sqlite_db
+    claim, claims, released = store.claim, [0], [0]
+
+    def after_the_lease(db: Database, **given: Any) -> list[store.Claimed]:
+        claims[0] += 1
+        if claims[0] in (3, 6):
+            released[0] += store.release_worker(db, given["worker_id"])
+        return claim(db, **given)
+
+    monkeypatch.setattr(store, "claim", after_the_lease)
+    job_id = submit(db, queue)
+    with nothing_left(db) as workers, local_worker(SETTINGS, db, queue, slow) as worker:
+        workers.append(worker)
+        finish(db, job_id, worker)
+    assert released[0] > 0
+    check(db, job_id, golden)
+
+
+def test_what_a_dead_worker_elsewhere_held_is_taken_when_its_lease_is_over(
+    sqlite_db: Database,
+    queue: Queue,
+    model: LoadedModel,
+    golden: tuple[Outcome, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    db = sqlite_db
+    monkeypatch.setattr(process, "_SEEN_INTERVAL_SECONDS", 0.2)
+    job_id = submit(db, queue)
+    assert len(store.claim(db, model="tiny", worker_id="x", limit=8, lease_seconds=0.7)) == 4
+    with local_worker(SETTINGS, db, queue, model) as worker:
+        finish(db, job_id, worker)
+    check(db, job_id, golden)
+
+
+@pytest.mark.parametrize("times", [0, 3])
+def test_nudges_lost_or_doubled_change_nothing(
+    sqlite_db: Database,
+    queue: Queue,
+    model: LoadedModel,
+    golden: tuple[Outcome, int],
+    monkeypatch: pytest.MonkeyPatch,
+    times: int,
+) -> None:
+    db = sqlite_db
+    publish = queue._publish
+
+    def unreliable(*given: str) -> bool:
+        return all([publish(*given) for _ in range(times)])
+
+    with local_worker(SETTINGS, db, queue, model) as worker:
+        until(lambda: worker.engine._claim_at > 0)  # it has looked, and waits
+        with monkeypatch.context() as patch:
+            patch.setattr(queue, "_publish", unreliable)
+            job_id = submit(db, queue)
+            finish(db, job_id, worker)
+    check(db, job_id, golden)
+    assert rows(db, "SELECT max(attempt) FROM requests") == [(1,)]
+
+
+def test_a_prompt_that_does_not_fit_fails_alone(
+    sqlite_db: Database, queue: Queue, model: LoadedModel, golden: tuple[Outcome, int]
+) -> None:
+    db = sqlite_db
+    made = plan(parse_job(job(), file="job.yaml", root=Path.cwd()))
+    asked = [[{"role": "user", "content": item.columns["task"]}] for item in made.items()]
+    lengths = [len(model.tokenizer.encode(model.template.render(each))) for each in asked]
+    assert lengths[0] == max(lengths)
+    narrow = replace(SETTINGS, max_context=sorted(lengths)[1] + 40)
+    job_id, loaded = submit(db, queue), load(3, narrow)
+    with nothing_left(db) as workers, local_worker(narrow, db, queue, loaded, job_id) as worker:
+        workers.append(worker)
+        until(lambda: state(db, job_id) in ENDED or not worker.alive)
+    assert state(db, job_id) == "partial"
+    failed = "SELECT item_id, error_code FROM requests WHERE state = 'failed'"
+    assert rows(db, failed) == [(10**9, "context_length_exceeded")] * 4
+    assert outcome(db, job_id) == {key: golden[0][key] for key in golden[0] if key[0] >= 4}

@@ -111,7 +111,7 @@ def test_a_password_is_in_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     print_further(STATUS, "sqlite:////tmp/a b/penstock.db", None)
     out = capsys.readouterr().out
     assert "secret" not in out
-    assert "  psql 'postgresql://me:***@db/penstock' \"SELECT " in out
+    assert '  psql postgresql://me@db/penstock -c "SELECT ' in out
     assert "  sqlite3 '/tmp/a b/penstock.db' \"SELECT " in out
     assert out.count("penstock tail 7\n") == 1
 

@@ -141,6 +141,25 @@ def test_an_unknown_input_is_named(folder: Path) -> None:
     assert "found input 'position_ids'" in refusal(folder)
 
 
+def test_a_graph_that_loads_and_cannot_run_here_is_refused_at_once(folder: Path) -> None:
+    def norms_inside_the_attention(model: onnx.ModelProto) -> None:
+        # what the builder makes for CUDA: no such input on the CPU provider
+        norm = onnx.numpy_helper.from_array(np.ones(16, np.float32), "norm")
+        model.graph.initializer.append(norm)
+        for node in model.graph.node:
+            if node.op_type == "GroupQueryAttention":
+                node.input.extend(["", "", "", "", "", "norm", "norm"][len(node.input) - 9 :])
+
+    change_graph(folder, norms_inside_the_attention)
+    assert "q_norm_weight / k_norm_weight inputs are not supported" in refusal_after_load(folder)
+
+
+def refusal_after_load(folder: Path) -> str:
+    with pytest.raises(WorkerError) as error:
+        Runner(folder, slots=1, max_length=32, threads=1)
+    return str(error.value)
+
+
 def test_a_wrong_value_in_the_configuration_is_named(folder: Path) -> None:
     file = folder / "genai_config.json"
     config = json.loads(file.read_text())
