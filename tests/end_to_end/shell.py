@@ -77,7 +77,7 @@ class Shell:
             connection.close()
 
 
-def long_job(folder: Path, n: int = 24) -> None:
+def long_job(folder: Path, n: int = 48) -> None:
     """n completions of 300 tokens each: the tokens that end a text are biased away."""
     words = ", ".join(f"{{w: word{i}}}" for i in range(n))
     ends = ", ".join(f"{id}: -100" for id in eos_token_ids(TINY, Tokenizer(TINY)))
