@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator import lifecycle, reading, terminal
+from orchestrator import control, fleet, lifecycle, reading, terminal
+from orchestrator.control import FileArgument
 from orchestrator.db import views
 from orchestrator.db.database import SCHEMA, Database
 from orchestrator.errors import Conflict, NotFound, PenstockError, SpecError, WorkerError
+from orchestrator.fleet import DeviceOption, SlotsOption
 from orchestrator.follow import follow_job
 from orchestrator.jobfile import describe, read_plan
 from orchestrator.queue import Queue
@@ -52,9 +54,6 @@ db_app = typer.Typer(help="The database.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(db_app, name="db")
 
-FileArgument = Annotated[
-    str, typer.Argument(metavar="FILE", help="A job's YAML file, or the name of a bundled job.")
-]
 DirArgument = Annotated[
     str, typer.Argument(metavar="DIR", help="A model's folder, or a name that `list` shows.")
 ]
@@ -62,10 +61,6 @@ ModelOption = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="The folder of the job's model, if not found by its name."),
 ]
-SlotsOption = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Completions at a time.  [PENSTOCK_SLOTS]")
-]
-DeviceOption = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N.")]
 
 
 def main() -> None:
@@ -153,19 +148,22 @@ def run(
 @app.command()
 def resume(
     job: JobArgument,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Leave the work to workers elsewhere.")
+    ] = False,
     model: ModelOption = None,
     slots: SlotsOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Go on with a job that was paused or interrupted.
 
-    With the embedded broker (memory://) it is worked on here until it is done; with another one
-    its workers are woken. Example: penstock resume arithmetic
+    With the embedded broker (memory://) it is worked on here until it is done, unless --detach
+    says otherwise; with another one its workers are woken. Example: penstock resume arithmetic
     """
     settings = Settings.from_env()
     with existing(settings) as db, closing(Queue(settings)) as queue:
         job_id = views.find_job(db, job)
-        if not queue.embedded:
+        if detach or not queue.embedded:
             lifecycle.resume(db, job_id, queue)
             say(f"resumed {job_id}")
             return
@@ -241,6 +239,18 @@ def _context(model: str, settings: Settings) -> int | None:
 app.command()(reading.status)
 app.command()(reading.tail)
 app.command()(reading.export)
+
+
+# --- the fleet ------------------------------------------------------------------------------------
+
+app.command()(control.submit)
+app.command()(control.cancel)
+app.command()(control.pause)
+app.command()(control.retry)
+app.command()(reading.workers)
+app.command()(fleet.worker)
+app.command()(control.scheduler)
+app.command()(control.up)
 
 
 # --- models and the database ----------------------------------------------------------------------

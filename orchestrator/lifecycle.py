@@ -1,7 +1,8 @@
-"""What happens to a job from outside: submit, resume, grade. The only place that writes and wakes.
+"""What happens to a job from outside: submit, cancel, pause, resume, retry, grade.
 
-Order matters: the rows are committed first, then the nudge is sent; a nudge that is lost costs
-time, never work. Knows nothing of devices or of how a job is shown.
+The only place that writes and then wakes. Order matters: the rows are committed first, then the
+nudge is sent; a nudge that is lost costs time, never work. Knows nothing of devices or of how a
+job is shown.
 """
 
 import os
@@ -9,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from itertools import islice
 
-from orchestrator.db import store, views
+from orchestrator.db import leftovers, store, views
 from orchestrator.db.database import Database
 from orchestrator.evaluation.graders import grade as grade_text
 from orchestrator.queue import Queue
@@ -34,6 +35,33 @@ def unfinished(db: Database, name: str, digest: str) -> str | None:
     return None
 
 
+def cancel(db: Database, job_id: str, reason: str | None = None) -> None:
+    """End what has not ended: queued requests now, running ones at their next flush, text kept.
+
+    Nobody needs waking: whoever flushes reads it. Raises NotFound, Conflict when all has ended.
+    """
+    store.cancel_job(db, job_id, reason)
+
+
+def pause(db: Database, job_id: str) -> None:
+    """Claim no more of it; running requests come back at their next flush, tokens kept.
+
+    Raises NotFound, Conflict when all has ended.
+    """
+    store.pause_job(db, job_id)
+
+
+def retry(db: Database, job_id: str, queue: Queue) -> int:
+    """Queue the failed requests again, their tokens kept, and wake a worker; how many.
+
+    Raises NotFound, Conflict for a cancelled job.
+    """
+    retried = store.retry_failed(db, job_id)
+    if retried:
+        queue.wake(views.job_status(db, job_id).model)
+    return retried
+
+
 def resume(db: Database, job_id: str, queue: Queue) -> None:
     """Lift the pause, take back what dead workers of this host held, wake a worker."""
     store.resume_job(db, job_id)
@@ -52,11 +80,17 @@ def release_dead(db: Database) -> int:
 
 
 def grade(db: Database, job_id: str) -> int:
-    """Score every finished choice that has no score yet; how many scores were written."""
+    """Score every finished choice that has no score yet; how many scores were written.
+
+    Marks a job that had ended as graded, so that no reconciler asks for it again.
+    """
+    ended = leftovers.has_ended(db, job_id)  # asked first: what ends from here on is not scored
     written, scores = 0, _scores(db, job_id)
     while batch := list(islice(scores, _SCORES_A_WRITE)):
         store.insert_scores(db, batch)
         written += len(batch)
+    if ended:
+        leftovers.mark_graded(db, job_id)
     return written
 
 

@@ -1,4 +1,4 @@
-"""The commands that only read what is known: status, tail, export.
+"""The commands that only read what is known: status, workers, tail, export.
 
 Stdout is the answer, stderr the talk beside it; `cli.py` gives them their names. Knows nothing of
 devices or models.
@@ -41,7 +41,7 @@ def status(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the newest jobs, or one job point by point.
+    """Show the newest jobs, or one job point by point, and why it waits if it does.
 
     Example: penstock status arithmetic
     """
@@ -53,9 +53,21 @@ def status(
         job_id = views.find_job(db, job)
         if as_json:
             points = [point.to_json() for point in report(views.points_summary(db, job_id))]
-            print_json({**asdict(views.job_status(db, job_id)), "points": points})
+            waiting = list(views.waiting(db, job_id).reasons)
+            found = asdict(views.job_status(db, job_id))
+            print_json({**found, "waiting": waiting, "points": points})
         else:
             show_job(db, job_id)
+
+
+def workers(as_json: JsonOption = False) -> None:
+    """Show the fleet: every worker that has not left, and what it last said of itself.
+
+    Example: penstock workers
+    """
+    with existing(Settings.from_env()) as db:
+        found = views.workers(db)
+        print_json([asdict(each) for each in found]) if as_json else terminal.print_workers(found)
 
 
 def tail(
@@ -123,6 +135,8 @@ def show_job(db: Database, job_id: str, most: int | None = None) -> None:
     points = report(views.points_summary(db, job_id))
     found = views.job_status(db, job_id)
     terminal.print_job(found, points, most=most)
+    for reason in views.waiting(db, job_id).reasons:
+        terminal.say(f"waits: {reason}")
     if found.failed:
         terminal.print_failures(views.requests(db, job_id, states=["failed"], limit=SHOWN_FAILURES))
 

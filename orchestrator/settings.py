@@ -35,6 +35,8 @@ class Settings:
     lease_seconds: float = 30.0
     flush_seconds: float = 0.25
     poll_seconds: float = 1.0
+    grace_seconds: float = 20.0
+    stall_seconds: float = 300.0
     log: str = "warning"
 
     @classmethod
@@ -60,7 +62,7 @@ def _suggestion(variable: str, known: list[str]) -> str:
 
 
 _WHOLE = {"slots": 1, "threads": 0, "max_context": 16}
-_SECONDS = ("lease_seconds", "flush_seconds", "poll_seconds")
+_SECONDS = ("lease_seconds", "flush_seconds", "poll_seconds", "grace_seconds", "stall_seconds")
 _LEVELS = ("debug", "info", "warning", "error")
 
 

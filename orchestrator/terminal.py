@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from sqlalchemy import make_url
 
-from orchestrator.db.views import JobStatus, RequestStatus
+from orchestrator.db.views import JobStatus, RequestStatus, Worker
 from orchestrator.evaluation.report import PointReport, table
 
 PLAIN_INTERVAL_SECONDS = 5.0
@@ -171,6 +171,10 @@ def print_job(status: JobStatus, points: Sequence[PointReport], *, most: int | N
     say(f"requests: {', '.join(counts)}")
     tokens = f"tokens: {status.prompt_tokens:,} prompt, {status.completion_tokens:,} completion"
     say(tokens + (f", {status.replayed_tokens:,} replayed" if status.replayed_tokens else ""))
+    if status.cancel_reason:
+        say(f"cancelled: {status.cancel_reason}")
+    elif status.deadline_at and open_requests:
+        say(f"deadline: {status.deadline_at:%Y-%m-%d %H:%M:%S} UTC")
 
 
 def print_failures(requests: Sequence[RequestStatus]) -> None:
@@ -223,6 +227,25 @@ def print_jobs(jobs: Sequence[JobStatus]) -> None:
         for job in jobs
     ]
     print_table(header, rows, left=5)
+
+
+def print_workers(workers: Sequence[Worker]) -> None:
+    """The fleet as a table on stdout; a dash where a worker has said nothing yet."""
+    header = (
+        *("worker", "host", "model", "device", "state", "seen (UTC)"),
+        *("slots in use", "tokens/s", "memory"),
+    )
+    rows = [
+        (
+            *(each.id, f"{each.hostname}:{each.pid}", each.model, each.device),
+            *("live" if each.alive else "not seen", f"{each.seen_at:%Y-%m-%d %H:%M:%S}"),
+            f"{'-' if each.slots_used is None else each.slots_used} of {each.slots}",
+            "-" if each.tokens_per_second is None else f"{each.tokens_per_second:,.0f}",
+            "-" if each.memory_bytes is None else f"{each.memory_bytes / 2**20:,.0f} MiB",
+        )
+        for each in workers
+    ]
+    print_table(header, rows, left=6)
 
 
 def print_plan(plan: Mapping[str, Any]) -> None:

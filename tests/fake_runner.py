@@ -33,6 +33,10 @@ class FakeRunner:
     def copy(self, source: int, target: int, length: int) -> None:
         self.memory[target, :length] = self.memory[source, :length]
 
+    def resize(self, slots: int) -> None:
+        self.slots = slots
+        self.memory = np.full((slots, self.memory.shape[1]), -1, np.int64)
+
     def _logits(self, slot: int, length: int) -> npt.NDArray[np.float32]:
         digest = hashlib.blake2b(self.memory[slot, :length].tobytes(), digest_size=8).digest()
         generator = np.random.default_rng(int.from_bytes(digest, "little"))

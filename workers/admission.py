@@ -15,7 +15,7 @@ from orchestrator.errors import ParameterError, RequestError
 from orchestrator.spec.params import ChatParams
 from orchestrator.spec.plan import resolve
 from workers.chat import ChatTemplate
-from workers.engine import Choice, Completion
+from workers.events import Choice, Completion
 from workers.sampler import Sampling
 from workers.tokenizer import Tokenizer
 

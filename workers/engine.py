@@ -10,16 +10,28 @@ Knows nothing of jobs, SQL, Celery or templates: token ids and parameters in, ev
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import RequestError
-from workers.sampler import Sampled, SamplerRow, Sampling, sample, score
+from workers.events import (
+    Choice,
+    Completion,
+    Event,
+    Failed,
+    Finished,
+    Started,
+    Tokens,
+    once_failed,
+    started,
+)
+from workers.sampler import Sampled, SamplerRow, sample, score
+from workers.seats import Admitted, Seat
 from workers.slots import Slots
-from workers.tokenizer import LogprobEntry, TextStream, Tokenizer, logprob_entry
+from workers.tokenizer import LogprobEntry, Tokenizer, logprob_entry
 
 Logits = npt.NDArray[np.float32]
 
@@ -33,98 +45,7 @@ class TokenRunner(Protocol):
     def prefill(self, slot: int, tokens: Sequence[int]) -> Logits: ...
     def decode(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike) -> Logits: ...
     def copy(self, source: int, target: int, length: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One unfinished choice: its index and the tokens that are persisted already."""
-
-    index: int
-    tokens: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One request as the engine sees it; `max_tokens` counts sampled tokens, per choice."""
-
-    id: int
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    choices: tuple[Choice, ...]
-    max_tokens: int | None = None
-    stops: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A completion's prompt was prefilled; tokens that are computed again are counted apart."""
-
-    id: int
-    prompt_tokens: int
-    replayed_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """`tokens` from position `start` of a choice, and the text that became safe with them.
-
-    No token and some text: what was held back, released at the end.
-    """
-
-    id: int
-    choice: int
-    start: int
-    tokens: tuple[int, ...]
-    text: str
-    logprobs: tuple[LogprobEntry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A choice ended; `text` is the whole of it, `finish_reason` is `stop` or `length`."""
-
-    id: int
-    choice: int
-    finish_reason: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A completion cannot go on, through its own fault; none of its choices is seated."""
-
-    id: int
-    error: RequestError
-
-
-Event = Started | Tokens | Finished | Failed
-
-
-@dataclass(eq=False, slots=True)
-class _Admitted:
-    """A completion on its way: the choices not yet seated, and the logits they all begin from."""
-
-    completion: Completion
-    limit: int
-    waiting: deque[Choice]
-    prompt_logits: Logits | None = None
-
-
-@dataclass(eq=False, slots=True)
-class _Seat:
-    """One choice in a slot. `length`: KV positions filled; `last`: the token to feed next."""
-
-    admitted: _Admitted
-    choice: Choice
-    row: SamplerRow
-    stream: TextStream
-    length: int
-    last: int = -1
-    finished: bool = field(default=False)
-
-    @property
-    def replaying(self) -> bool:
-        return self.row.position < len(self.choice.tokens)
+    def resize(self, slots: int) -> None: ...
 
 
 class Engine:
@@ -133,8 +54,23 @@ class Engine:
     def __init__(self, runner: TokenRunner, tokenizer: Tokenizer, eos: frozenset[int]) -> None:
         """`eos`: the token ids that end a choice and are neither text nor counted."""
         self._runner, self._tokenizer, self._eos = runner, tokenizer, eos
-        self._slots: Slots[_Seat] = Slots(runner.slots)
-        self._queue: deque[_Admitted] = deque()
+        self._slots: Slots[Seat] = Slots(runner.slots)
+        self._queue: deque[Admitted] = deque()
+        self._only: frozenset[int] | None = None
+        self._seating: Admitted | None = None
+        self._events: list[Event] = []
+
+    @property
+    def slots(self) -> int:
+        """Rows that the batch may have."""
+        return self._slots.count
+
+    @property
+    def involved(self) -> tuple[int, ...]:
+        """The completions in the step: those seated, by slot, and the one that is sitting down."""
+        seated = [seat.admitted for seat in self._slots.seats]
+        both = [*seated, self._seating] if self._seating else seated
+        return tuple(dict.fromkeys(admitted.completion.id for admitted in both))
 
     @property
     def seated(self) -> int:
@@ -160,7 +96,7 @@ class Engine:
         if prompt + (wanted or 1) > room:
             raise RequestError("context_length_exceeded", _too_long(room, prompt, wanted))
         limit = wanted or room - prompt
-        self._queue.append(_Admitted(completion, limit, deque(completion.choices)))
+        self._queue.append(Admitted(completion, limit, deque(completion.choices)))
 
     def cancel(self, id: int) -> None:
         """Forget a completion; its slots are free at once."""
@@ -170,71 +106,128 @@ class Engine:
             self._leave(seat)
 
     def close(self) -> None:
-        """Forget everything that is seated or waits."""
+        """Forget everything that is seated or waits, and the rows' limits but for their number."""
         self._queue.clear()
         self._slots.seats.clear()
+        self._events.clear()
+        self._only = self._seating = None
+
+    def drain(self) -> list[Event]:
+        """What happened in a step before it failed."""
+        events, self._events = self._events, []
+        return once_failed(events)
+
+    def park(self) -> dict[tuple[int, int], int]:
+        """Empty all slots: who was seated waits again, in front, with the tokens sampled so far.
+
+        Nothing is lost or sampled anew: they are replayed like any choice that was begun before.
+        Returns how many tokens each parked choice has, by (id, index).
+        """
+        parked: dict[Admitted, list[Choice]] = {}
+        for seat in self._slots.seats:
+            choices = parked.setdefault(seat.admitted, [])
+            choices.append(Choice(seat.choice.index, seat.tokens))
+        self._slots.seats.clear()
+        for admitted, choices in reversed(parked.items()):
+            if admitted in self._queue:  # some of its choices had no seat yet
+                self._queue.remove(admitted)
+            whole = sorted([*choices, *admitted.waiting], key=lambda choice: choice.index)
+            completion = replace(admitted.completion, choices=tuple(whole))
+            self._queue.appendleft(Admitted(completion, admitted.limit, deque(whole)))
+        return {(a.completion.id, c.index): len(c.tokens) for a, cs in parked.items() for c in cs}
+
+    def seat_only(self, ids: Iterable[int] | None, slots: int | None = None) -> None:
+        """Until further notice nobody else sits down (None: anybody), in so many slots (or all).
+
+        Nobody may be seated: `park` first.
+        """
+        self._only = None if ids is None else frozenset(ids)
+        self._slots.count = min(slots or self._runner.slots, self._runner.slots)
+
+    def shrink(self, slots: int) -> None:
+        """Keep so many slots and give the memory of the others back; nobody may be seated."""
+        self._runner.resize(slots)
+        self._slots.count = slots
+
+    def position(self, id: int, choice: int) -> int | None:
+        """Tokens of a choice that is seated or waits; None: it has left."""
+        for seat in self._slots.seats:
+            if (seat.admitted.completion.id, seat.choice.index) == (id, choice):
+                return seat.row.position
+        for admitted in self._queue:
+            for waiting in admitted.waiting:
+                if (admitted.completion.id, waiting.index) == (id, choice):
+                    return 0
+        return None
 
     def step(self) -> list[Event]:
-        """Seat who waits, decode one token for each seated choice; what happened, in order."""
-        events = self._seat_waiting()
+        """Seat who waits, decode one token for each seated choice; what happened, in order.
+
+        Whatever the runner raises goes through; what happened before that is in `drain`.
+        """
+        self._seat_waiting()
         seats = self._slots.seats.copy()
         if seats:
             logits = self._runner.decode([s.last for s in seats], [s.length for s in seats])
             for seat in seats:
                 seat.length += 1
-            events += self._accept(seats, logits)
-        return events
+            self._accept(seats, logits)
+        return self.drain()
 
-    def _seat_waiting(self) -> list[Event]:
-        events: list[Event] = []
-        while self._queue and self._slots.free:
-            admitted = self._queue[0]
+    def _seat_waiting(self) -> None:
+        while self._slots.free and (admitted := self._next()) is not None:
+            self._seating = admitted
             if admitted.prompt_logits is None:
-                events.append(_started(admitted.completion))
+                self._events.append(started(admitted.completion))
             # All choices that fit sit down before the first token, which may end one of them:
             # the others copy its prompt's KV.
-            seats: list[_Seat] = []
+            seats: list[Seat] = []
             while admitted.waiting and self._slots.free:
                 seats.append(self._seat(admitted))
             if not admitted.waiting:
-                self._queue.popleft()
+                self._queue.remove(admitted)
             logits = admitted.prompt_logits
             assert logits is not None  # noqa: S101  _seat has set it
-            events += self._accept(seats, np.broadcast_to(logits, (len(seats), logits.size)))
-        return events
+            self._accept(seats, np.broadcast_to(logits, (len(seats), logits.size)))
+        self._seating = None
 
-    def _seat(self, admitted: _Admitted) -> _Seat:
-        completion, choice = admitted.completion, admitted.waiting.popleft()
+    def _next(self) -> Admitted | None:
+        """Who sits down next."""
+        if self._only is None:
+            return self._queue[0] if self._queue else None
+        return next((a for a in self._queue if a.completion.id in self._only), None)
+
+    def _seat(self, admitted: Admitted) -> Seat:
+        completion, choice = admitted.completion, admitted.waiting[0]
         row = SamplerRow.resumed(completion.sampling, choice.index, ())
         stream = self._tokenizer.stream(completion.stops)
-        seat = _Seat(admitted, choice, row, stream, len(completion.prompt))
+        seat = Seat(admitted, choice, row, stream, len(completion.prompt))
         sibling = next((s for s in self._slots.seats if s.admitted is admitted), None)
         slot = self._slots.sit(seat)
+        admitted.waiting.popleft()
         if sibling is not None:
             self._runner.copy(self._slots.slot_of(sibling), slot, len(completion.prompt))
         else:
             admitted.prompt_logits = self._runner.prefill(slot, completion.prompt)
         return seat
 
-    def _accept(self, seats: Sequence[_Seat], logits: Logits) -> list[Event]:
+    def _accept(self, seats: Sequence[Seat], logits: Logits) -> None:
         """One token for each of `seats` from its row of `logits` [len(seats), vocab]."""
-        events: list[Event] = []
-        failed: list[_Seat] = []
+        failed: list[Seat] = []
         outcomes = self._next_tokens(seats, logits)
         for seat, sampled in zip(seats, outcomes, strict=True):
             if isinstance(sampled, RequestError):
                 failed.append(seat)
-                events.append(Failed(seat.admitted.completion.id, sampled))
+                self._events.append(Failed(seat.admitted.completion.id, sampled))
             else:
-                events += self._take(seat, sampled)
+                self._events += self._take(seat, sampled)
         for seat in seats:
             if seat.finished:
                 self._leave(seat)
         for id in {seat.admitted.completion.id for seat in failed}:
             self.cancel(id)
-        return _once_failed(events)
 
-    def _next_tokens(self, seats: Sequence[_Seat], logits: Logits) -> list[Sampled | RequestError]:
+    def _next_tokens(self, seats: Sequence[Seat], logits: Logits) -> list[Sampled | RequestError]:
         """Replayed choices get their persisted token, the others are sampled in one call."""
         vocab = self._tokenizer.vocab_size
         fresh = [i for i, seat in enumerate(seats) if not seat.replaying]
@@ -249,7 +242,7 @@ class Engine:
                 outcomes.append(next(drawn))
         return outcomes
 
-    def _take(self, seat: _Seat, sampled: Sampled) -> list[Event]:
+    def _take(self, seat: Seat, sampled: Sampled) -> list[Event]:
         """EOS, then stop string, then length: the order of the reference, section 3.3."""
         if sampled.token in self._eos:
             return self._finish(seat, "stop")
@@ -259,6 +252,7 @@ class Engine:
         seat.last = sampled.token
         events: list[Event] = []
         if not replayed:
+            seat.fresh.append(sampled.token)
             id, choice = seat.admitted.completion.id, seat.choice.index
             logprobs = tuple(emitted.logprobs or ())
             events.append(Tokens(id, choice, start, (sampled.token,), emitted.text, logprobs))
@@ -273,7 +267,7 @@ class Engine:
             return None
         return logprob_entry(self._tokenizer, sampled.token, sampled.logprob, sampled.top)
 
-    def _finish(self, seat: _Seat, reason: str) -> list[Event]:
+    def _finish(self, seat: Seat, reason: str) -> list[Event]:
         seat.finished = True
         id, choice = seat.admitted.completion.id, seat.choice.index
         tail = seat.stream.finish()
@@ -285,28 +279,11 @@ class Engine:
             events.append(Tokens(id, choice, seat.row.position, (), tail.text, logprobs))
         return [*events, Finished(id, choice, reason, seat.stream.text)]
 
-    def _leave(self, seat: _Seat) -> None:
+    def _leave(self, seat: Seat) -> None:
         move = self._slots.leave(seat)
         if move is not None:
             source, target = move
             self._runner.copy(source, target, self._slots.seats[target].length)
-
-
-def _started(completion: Completion) -> Started:
-    replayed = sum(len(choice.tokens) for choice in completion.choices)
-    return Started(completion.id, len(completion.prompt), replayed)
-
-
-def _once_failed(events: Iterable[Event]) -> list[Event]:
-    """Nothing of a completion after its failure, and its failure once."""
-    failed: set[int] = set()
-    kept: list[Event] = []
-    for event in events:
-        if event.id not in failed:
-            kept.append(event)
-        if isinstance(event, Failed):
-            failed.add(event.id)
-    return kept
 
 
 def _too_long(room: int, prompt: int, wanted: int | None) -> str:
@@ -316,3 +293,6 @@ def _too_long(room: int, prompt: int, wanted: int | None) -> str:
         f"{prompt + completion} tokens ({prompt} in the messages, {completion} in the completion). "
         "Please reduce the length of the messages or completion."
     )
+
+
+__all__ = ["Choice", "Completion", "Engine", "Event", "Failed", "Finished", "Started", "Tokens"]

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from orchestrator import metrics
 from orchestrator.db import store
 from orchestrator.db.database import Database
 from orchestrator.errors import RequestError, WorkerError
-from workers.engine import Event, Failed, Finished, Started, Tokens
+from workers.events import Broken, Event, Failed, Finished, Started, Tokens
 from workers.tokenizer import LogprobEntry
 
 log = logging.getLogger("penstock.recorder")
@@ -44,6 +45,9 @@ class _Open:
     replayed_tokens: int = 0
     completion_tokens: int = 0
     error: RequestError | None = None
+    broken: WorkerError | None = None
+    flushed: bool = False
+    proven: bool = False  # a token of this attempt is stored
 
     @property
     def outcome(self) -> str | None:
@@ -59,20 +63,38 @@ class Recorder:
         self,
         db: Database,
         *,
+        model: str,
         fingerprint: str,
         lease_seconds: float,
         flush_seconds: float,
     ) -> None:
         self._db, self._fingerprint = db, fingerprint
         self._lease, self._interval = lease_seconds, flush_seconds
+        self._model = model
         self._open: dict[int, _Open] = {}
         self._flushed_at = time.monotonic()
         self.finished_jobs: set[str] = set()
+        self.tokens = 0
 
     @property
     def open(self) -> list[store.Claimed]:
         """What was claimed and is not at its end."""
         return [request.claimed for request in self._open.values()]
+
+    @property
+    def has_suspect(self) -> bool:
+        """Something open was claimed in vain before, and has not stored one new token since."""
+        return any(
+            request.claimed.suspect and not request.proven for request in self._open.values()
+        )
+
+    @property
+    def all_clear(self) -> bool:
+        """Nobody would be suspected if this process died now: each has stored a token, or waits."""
+        return all(
+            request.proven or (request.flushed and not request.prompt_tokens)
+            for request in self._open.values()
+        )
 
     @property
     def due(self) -> bool:
@@ -89,7 +111,7 @@ class Recorder:
         for event in events:
             request = self._open.get(event.id)
             if request is not None:
-                _gather(request, event)
+                self.tokens += _gather(request, event)
 
     def fail(self, request_id: int, error: RequestError) -> None:
         """The request cannot be admitted."""
@@ -99,24 +121,43 @@ class Recorder:
         """Write everything gathered; the ids whose work is to stop (lost, cancelled, paused).
 
         While the database is away it is tried again until the leases are over, then WorkerError.
+        Requests with which steps fail are given back for another attempt, somewhere, later.
         """
         began = self._flushed_at = time.monotonic()
         if not self._open:
             return frozenset()
         writes = [self._write(request) for request in self._open.values()]
         flushed = self._flush_until(writes, began + self._lease)
+        metrics.FLUSH_SECONDS.labels(self._model).observe(time.monotonic() - began)
         gone = flushed.lost | flushed.cancelled
         for write in writes:
             self._settle(write, gone)
         for id in flushed.lost:
             log.warning("request.lost id=%s", id)
+        metrics.LOST.labels(self._model).inc(len(flushed.lost))
+        for request in [each for each in self._open.values() if each.broken is not None]:
+            self._give_back([request], request.broken)
         return gone
 
-    def release(self) -> None:
-        """Flush, then give every open request back to the queue; no token is lost."""
+    def release(self, error: WorkerError | None = None) -> None:
+        """Flush, then give every open request back to the queue; no token is lost.
+
+        With an `error` it counts as a failure of each, and their next attempt waits a while.
+        """
         self.flush()
-        store.release(self._db, [(c.request_id, c.epoch) for c in self.open])
+        self._give_back(list(self._open.values()), error)
+
+    def forget(self) -> None:
+        """Drop what is open: the leases are over, and whatever was not flushed is computed anew."""
         self._open.clear()
+
+    def _give_back(self, requests: Sequence[_Open], error: WorkerError | None) -> None:
+        pairs = [(each.claimed.request_id, each.claimed.epoch) for each in requests]
+        why = (error.code, error.message) if error else None
+        store.release(self._db, pairs, error=why, delay=error is not None)
+        for id, epoch in pairs:
+            del self._open[id]
+            log.info("request.released id=%s epoch=%s", id, epoch)
 
     def _flush_until(self, writes: Sequence[store.RequestWrite], deadline: float) -> store.Flushed:
         said = False
@@ -154,31 +195,40 @@ class Recorder:
 
     def _settle(self, write: store.RequestWrite, gone: frozenset[int]) -> None:
         request = self._open[write.request_id]
+        request.flushed = True
+        request.proven = request.proven or any(len(chunk.token_ids) for chunk in write.chunks)
         request.chunks, request.ends = {}, []
         if write.request_id in gone or write.outcome is not None:
             del self._open[write.request_id]
         if write.outcome is not None and write.request_id not in gone:
             self.finished_jobs.add(request.claimed.job_id)
+            metrics.OUTCOMES.labels(self._model, write.outcome).inc()
+            metrics.REPLAYED.labels(self._model).inc(request.replayed_tokens)
             log.info("request.%s id=%s", write.outcome, write.request_id)
 
 
-def _gather(request: _Open, event: Event) -> None:
+def _gather(request: _Open, event: Event) -> int:
+    """Take note of it; how many new tokens it brought."""
     match event:
         case Started():
             request.prompt_tokens = event.prompt_tokens
-            request.replayed_tokens = event.replayed_tokens
+            request.replayed_tokens += event.replayed_tokens  # parked and begun again: both count
         case Tokens():
             chunk = request.chunks.setdefault(event.choice, _Chunk(event.start))
             chunk.tokens += event.tokens
             chunk.text.append(event.text)
             chunk.logprobs += event.logprobs
             request.completion_tokens += len(event.tokens)
+            return len(event.tokens)
         case Finished():
             end = store.ChoiceEnd(event.choice, event.finish_reason, event.text)
             request.ends.append(end)
             request.unfinished.discard(event.choice)
         case Failed():
             request.error = event.error
+        case Broken():
+            request.broken = event.error
+    return 0
 
 
 def _chunk_write(choice: int, chunk: _Chunk) -> store.ChunkWrite:

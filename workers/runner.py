@@ -50,9 +50,7 @@ class Runner:
         self._session = _open(self.folder, device, self.threads, cache)
         self._allocate()
         self._decode_bindings: dict[int, ort.IOBinding] = {}
-        # Some graphs load and then cannot run on this device: better known now than in a job.
-        self.prefill(0, (0,))
-        self.decode((0,), (0,))
+        self._try_out()
 
     @property
     def vocab_size(self) -> int:
@@ -110,17 +108,36 @@ class Runner:
         for buffer in self._kv.values():
             buffer[target, :, :length] = buffer[source, :, :length]
 
+    def resize(self, slots: int) -> None:
+        """Hold so many slots from now on, all of them empty; the memory of the others is free.
+
+        Raises WorkerError "memory" if they cannot be had.
+        """
+        self._decode_bindings.clear()
+        self._kv.clear()
+        self.slots = slots
+        self._allocate()
+
     def close(self) -> None:
         """Give the session and its memory back."""
         self._decode_bindings.clear()
         self._kv.clear()
         del self._session
 
+    def _try_out(self) -> None:
+        """Some graphs load and then cannot run on this device: better known now than in a job."""
+        try:
+            self.prefill(0, (0,))
+            self.decode((0,), (0,))
+        except WorkerError as error:
+            code = "memory" if error.code == "memory" else "model"
+            raise WorkerError(code, f"{self.folder.path}: a step failed: {error}") from error
+
     def _run(self, binding: ort.IOBinding) -> None:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime raises its own C++ classes, one for each status
-            raise WorkerError("model", f"{self.folder.path}: a step failed: {error}") from error
+            raise _failure(error) from error
 
     def _allocate(self) -> None:
         shape = (self.slots, self.folder.kv_heads, self.max_length, self.folder.head_size)
@@ -176,6 +193,23 @@ def _dtype(name: str, kind: str) -> type[np.generic]:
     if kind not in _DTYPES:
         raise WorkerError("model", f"not supported on this device: {name} of type {kind}")
     return _DTYPES[kind]
+
+
+# As the allocators of onnxruntime, CUDA, cuDNN, cuBLAS and the C++ library say it.
+_MEMORY = (
+    "failed to allocate memory",
+    "available memory",
+    "out of memory",
+    "bad_alloc",
+    "alloc_failed",
+    "memory allocation",
+)
+
+
+def _failure(error: Exception) -> WorkerError:
+    said = " ".join(str(error).split())[:500]
+    short = isinstance(error, MemoryError) or any(sign in said.lower() for sign in _MEMORY)
+    return WorkerError("memory" if short else "runtime", said)
 
 
 def _open(

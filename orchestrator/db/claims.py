@@ -1,22 +1,22 @@
-"""Who works on what, until when: claim, release, and the return of what was left behind.
+"""Who works on what, until when: requests are claimed, with all that a worker needs for them.
 
 A claim raises the request's epoch; whatever still carries an older one writes nothing. Leases run
-on the database's clock. Knows nothing of what the worker does with a claim, nor of messages.
+on the database's clock. Whose turn it is stands in `turns.py`. Knows nothing of what the worker
+does with a claim, nor of messages.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Row, case, exists, func, select, true, tuple_, update
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import Connection, func, select, update
 
+from orchestrator.db import turns
 from orchestrator.db.database import Database
 from orchestrator.db.tables import (
-    CANCELLED,
     FAILED,
-    QUEUED,
     RUNNING,
     ChoiceRow,
     ChunkRow,
@@ -27,6 +27,7 @@ from orchestrator.db.tables import (
     now,
     seconds_from_now,
 )
+from orchestrator.db.turns import Turn
 
 MAX_IDLE_ATTEMPTS = 3
 TOKEN_TYPE = np.dtype("<i4")
@@ -63,6 +64,11 @@ class Claimed:
     choices: tuple[ClaimedChoice, ...]
     idle_attempts: int = 0
 
+    @property
+    def suspect(self) -> bool:
+        """It was claimed before without one new token: claim nothing beside it until it has one."""
+        return self.idle_attempts > 1
+
 
 def claim(
     db: Database,
@@ -72,115 +78,67 @@ def claim(
     limit: int,
     lease_seconds: float,
     job_id: str | None = None,
+    alone: bool = True,
 ) -> list[Claimed]:
-    """Take queued requests of `model` in the order (priority, job, item, point).
+    """Take queued requests of `model`: by priority, then fairly between jobs (`turns.py`).
 
-    With `job_id`, of that job alone.
+    A job's own requests come in the order (item, point). With `job_id`, of that job alone. No job
+    gets more running requests than its `max_parallel`. A delayed request is not taken before its
+    `retry_at`. Two claims never return the same request.
 
     `limit` counts unfinished choices; a first request with more of them than that is taken all
-    the same. A request already claimed MAX_IDLE_ATTEMPTS times without one new token is failed
-    with the code `poison` instead. Two claims never return the same request. Empty when there is
-    nothing to do, or `limit` < 1.
+    the same. Empty when there is nothing to do, or `limit` < 1.
+
+    A suspect, claimed before without one new token, is only taken when `alone` says that every
+    request the worker holds has brought a token that is flushed, and then as the only one: if its
+    worker dies now, nobody else is suspected. A suspect claimed MAX_IDLE_ATTEMPTS times without
+    one new token is failed with the code `poison` instead.
     """
-    taken: list[int] = []
+    if limit < 1:
+        return []
     with db.write() as tx:
-        for job in _jobs_in_order(tx, model, job_id) if limit > 0 else ():
-            chosen, limit = _take(tx, job, limit, first=not taken)
-            taken += chosen
-            if limit < 1:
-                break
+        turns.end_delays(tx)
+        taken = _take(tx, turns.open_jobs(tx, model, job_id), limit, alone)
         if not taken:
             return []
         _mark_running(tx, taken, worker_id, lease_seconds)
         return _load(tx, taken)
 
 
-def release(db: Database, claims: Iterable[tuple[int, int]]) -> int:
-    """Give back (request_id, epoch) pairs on purpose; return how many were still held.
-
-    The attempt does not count as an idle one. Requests of a cancelled job become cancelled.
-    """
-    pairs = list(claims)
-    if not pairs:
-        return 0
-    held = tuple_(RequestRow.id, RequestRow.epoch).in_(pairs)
-    not_idle = case((RequestRow.idle_attempts > 0, RequestRow.idle_attempts - 1), else_=0)
-    with db.write() as tx:
-        return _send_back(tx, held, idle_attempts=not_idle)
-
-
-def release_expired(db: Database) -> int:
-    """Give back what no worker renewed in time; return how many requests."""
-    with db.write() as tx:
-        return _send_back(tx, RequestRow.leased_until < now())
-
-
-def release_worker(db: Database, worker_id: str) -> int:
-    """Give back what a worker known to be dead held; return how many requests."""
-    with db.write() as tx:
-        return _send_back(tx, RequestRow.worker_id == worker_id)
-
-
-def _jobs_in_order(tx: Connection, model: str, job_id: str | None) -> Sequence[str]:
-    waiting = exists().where(RequestRow.job_id == JobRow.id, RequestRow.state == QUEUED)
-    jobs = (
-        select(JobRow.id)
-        .where(
-            JobRow.model == model,
-            JobRow.planned_at.is_not(None),
-            JobRow.paused_at.is_(None),
-            JobRow.cancelled_at.is_(None),
-            waiting,
-            JobRow.id == job_id if job_id is not None else true(),
-        )
-        .order_by(JobRow.priority.desc(), JobRow.number)
-    )
-    return tx.scalars(jobs).all()
-
-
-def _take(tx: Connection, job_id: str, limit: int, *, first: bool) -> tuple[list[int], int]:
-    """Ids of the job's next requests, locked, and what is left of the limit (0: full)."""
-    chosen: list[int] = []
-    while limit > 0:
-        rows = _next_queued(tx, job_id, limit, after=chosen[-1] if chosen else -1)
-        poison = [row.id for row in rows if row.idle_attempts >= MAX_IDLE_ATTEMPTS]
-        if poison:
-            _fail_poison(tx, poison)
-        for row in rows:
-            if row.idle_attempts >= MAX_IDLE_ATTEMPTS:
-                continue
-            if row.unfinished > limit and not (first and not chosen):
-                return chosen, 0
-            chosen.append(row.id)
-            limit -= max(1, row.unfinished)
-        if not poison:
+def _take(tx: Connection, jobs: Sequence[Turn], limit: int, alone: bool) -> list[int]:
+    """Ids of the next requests, locked; level after level of priority."""
+    taken: list[int] = []
+    latest = max((job.turn for job in jobs), default=0)
+    for _, level in groupby(jobs, key=lambda job: job.priority):
+        within = turns.within_limits(tx, list(level))
+        if alone and not taken and (suspect := _suspect(tx, within)) is not None:
+            job, request_id = suspect
+            turns.served(tx, [job], latest)
+            return [request_id]
+        share = turns.share(tx, within, limit, first=not taken)
+        turns.served(tx, share.jobs, latest)
+        taken += share.request_ids
+        limit = share.limit
+        latest += len(share.jobs)
+        if limit < 1:
             break
-    return chosen, max(limit, 0)
+    return taken
 
 
-def _next_queued(
-    tx: Connection, job_id: str, limit: int, after: int
-) -> Sequence[Row[tuple[int, int, int]]]:
-    unfinished = (
-        select(func.count())
-        .where(ChoiceRow.request_id == RequestRow.id, ChoiceRow.finish_reason.is_(None))
-        .scalar_subquery()
-    )
-    queued = (
-        select(RequestRow.id, RequestRow.idle_attempts, unfinished.label("unfinished"))
-        .where(RequestRow.job_id == job_id, RequestRow.state == QUEUED, RequestRow.id > after)
-        .order_by(RequestRow.id)
-        .limit(limit)
-        # SQLite has one writer and renders nothing here.
-        .with_for_update(skip_locked=True, of=RequestRow)
-    )
-    return tx.execute(queued).all()
+def _suspect(tx: Connection, jobs: Sequence[Turn]) -> tuple[Turn, int] | None:
+    """The first suspect of the job whose turn it is, locked; the poisonous on the way fail."""
+    for job in jobs:
+        while (row := turns.next_suspect(tx, job)) is not None:
+            if row.idle_attempts < MAX_IDLE_ATTEMPTS:
+                return job, row.id
+            _fail_poison(tx, row.id)
+    return None
 
 
-def _fail_poison(tx: Connection, ids: list[int]) -> None:
+def _fail_poison(tx: Connection, request_id: int) -> None:
     tx.execute(
         update(RequestRow)
-        .where(RequestRow.id.in_(ids))
+        .where(RequestRow.id == request_id)
         .values(
             state=FAILED,
             finished_at=now(),
@@ -267,27 +225,3 @@ def _choices(tx: Connection, ids: list[int]) -> dict[int, tuple[ClaimedChoice, .
         claimed = ClaimedChoice(choice, ids_so_far.astype(np.int32), finish_reason)
         found[request_id] = (*found.get(request_id, ()), claimed)
     return found
-
-
-def _send_back(
-    tx: Connection, where: ColumnElement[bool], *, idle_attempts: ColumnElement[int] | None = None
-) -> int:
-    """running -> queued, or cancelled where the job is; return how many requests."""
-    jobs = select(RequestRow.job_id).where(RequestRow.state == RUNNING, where)
-    # Either the cancellation is seen here, or it waits and then sees these requests queued.
-    lock = select(JobRow.id).where(JobRow.id.in_(jobs)).order_by(JobRow.id)
-    if not tx.execute(lock.with_for_update(read=True)).all():
-        return 0
-    gone = exists().where(JobRow.id == RequestRow.job_id, JobRow.cancelled_at.is_not(None))
-    back = (
-        update(RequestRow)
-        .where(RequestRow.state == RUNNING, where)
-        .values(
-            state=case((gone, CANCELLED), else_=QUEUED),
-            finished_at=case((gone, now()), else_=None),
-            leased_until=None,
-        )
-    )
-    if idle_attempts is not None:
-        back = back.values(idle_attempts=idle_attempts)
-    return tx.execute(back).rowcount

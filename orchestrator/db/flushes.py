@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from sqlalchemy import (
+    Boolean,
     Connection,
     Double,
     Integer,
     String,
     bindparam,
+    case,
     func,
     insert,
     or_,
@@ -26,8 +28,9 @@ from sqlalchemy import (
     update,
 )
 
-from orchestrator.db.claims import TOKEN_TYPE, release
+from orchestrator.db.claims import TOKEN_TYPE
 from orchestrator.db.database import Database
+from orchestrator.db.releases import release
 from orchestrator.db.tables import (
     RUNNING,
     ChoiceRow,
@@ -191,6 +194,7 @@ def _request_values(part: RequestWrite) -> dict[str, object]:
     return {
         "b_id": part.request_id,
         "b_idle": _idle_attempts(part),
+        "b_new": any(len(chunk.token_ids) for chunk in part.chunks),
         "b_fingerprint": part.system_fingerprint,
     }
 
@@ -253,6 +257,7 @@ _REQUEST = (
     .where(RequestRow.id == bindparam("b_id"))
     .values(
         idle_attempts=func.coalesce(bindparam("b_idle", type_=Integer), RequestRow.idle_attempts),
+        failures=case((bindparam("b_new", type_=Boolean), 0), else_=RequestRow.failures),
         system_fingerprint=func.coalesce(
             bindparam("b_fingerprint", type_=String), RequestRow.system_fingerprint
         ),

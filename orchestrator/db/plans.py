@@ -13,16 +13,19 @@ import dataclasses
 import secrets
 import time
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, delete, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.sql.elements import ColumnElement
 
 from orchestrator.db.database import Database
 from orchestrator.db.tables import (
     ROWS_PER_JOB,
     JobRow,
+    TurnRow,
     now,
     seconds_from_now,
     storable,
@@ -31,6 +34,7 @@ from orchestrator.db.tables import (
 from orchestrator.errors import SpecError, WorkerError
 
 if TYPE_CHECKING:
+    from orchestrator.spec.limits import Limits
     from orchestrator.spec.plan import Plan, PlannedRequest
 
 BATCH = 1000
@@ -109,9 +113,20 @@ def _insert_job_row(db: Database, plan: Plan, job_id: str) -> int:
                 n_points=len(plan.points),
                 n_requests=plan.n_requests,
                 n_choices=plan.n_choices,
+                deadline_at=_deadline(spec.limits),
+                max_parallel=spec.limits.max_parallel,
+                max_attempts=spec.limits.max_attempts,
             )
         )
+        tx.execute(insert(TurnRow).values(job_id=job_id))
     return number
+
+
+def _deadline(limits: Limits) -> datetime | ColumnElement[datetime] | None:
+    """When the job is over; counted from now on the database's clock where it is a duration."""
+    if limits.deadline_at is not None:
+        return datetime.fromisoformat(limits.deadline_at)
+    return None if limits.deadline is None else seconds_from_now(limits.deadline)
 
 
 def _description(plan: Plan) -> dict[str, object]:

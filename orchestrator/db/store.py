@@ -1,26 +1,28 @@
 """Every write, one function per transition, each in its own transaction.
 
-Here: jobs, workers, scores. Plans (`plans.py`), claims (`claims.py`) and flushes (`flushes.py`)
-stand in files of their own and are imported from here. Knows nothing of messages: whoever writes
-and must wake a worker does so after the commit (`orchestrator.lifecycle`).
+Here: jobs, workers, scores. Plans (`plans.py`), claims (`claims.py`), what comes back
+(`releases.py`) and flushes (`flushes.py`) stand in files of their own and are imported from here.
+Knows nothing of messages: whoever writes and must wake a worker does so after the commit
+(`orchestrator.lifecycle`).
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, bindparam, func, select, text, update
+from sqlalchemy import Connection, bindparam, case, exists, func, select, text, update
 
-from orchestrator.db.claims import (
-    Claimed,
-    ClaimedChoice,
-    claim,
+from orchestrator.db.claims import Claimed, ClaimedChoice, claim
+from orchestrator.db.database import Database
+from orchestrator.db.flushes import flush
+from orchestrator.db.plans import insert_job, remove_unplanned
+from orchestrator.db.releases import (
+    DEADLINE,
+    LATE,
+    forget_workers,
     release,
     release_expired,
     release_worker,
 )
-from orchestrator.db.database import Database
-from orchestrator.db.flushes import flush
-from orchestrator.db.plans import insert_job, remove_unplanned
 from orchestrator.db.tables import (
     CANCELLED,
     FAILED,
@@ -67,10 +69,30 @@ def register_worker(db: Database, worker: WorkerInfo) -> None:
         tx.execute(seen.values(seen_at=now(), stopped_at=None))
 
 
-def see_worker(db: Database, worker_id: str) -> None:
-    """The worker is alive: its heartbeat, on the database's clock."""
+def see_worker(
+    db: Database,
+    worker_id: str,
+    *,
+    slots_used: int | None = None,
+    tokens_per_second: float | None = None,
+    memory_bytes: int | None = None,
+) -> None:
+    """The worker is alive: its heartbeat, on the database's clock, with what it measured.
+
+    A worker that had been given up for dead (`forget_workers`) counts as one again.
+    """
     with db.write() as tx:
-        tx.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(seen_at=now()))
+        tx.execute(
+            update(WorkerRow)
+            .where(WorkerRow.id == worker_id)
+            .values(
+                seen_at=now(),
+                stopped_at=None,
+                slots_used=slots_used,
+                tokens_per_second=tokens_per_second,
+                memory_bytes=memory_bytes,
+            )
+        )
 
 
 def stop_worker(db: Database, worker_id: str) -> None:
@@ -99,21 +121,43 @@ def resume_job(db: Database, job_id: str) -> None:
         _update_job(tx, job_id, paused_at=None)
 
 
-def cancel_job(db: Database, job_id: str) -> None:
+def cancel_job(db: Database, job_id: str, reason: str | None = None) -> None:
     """Cancel what is queued; running requests end at their next flush, their text kept.
 
-    Raises NotFound, Conflict when every request has ended already.
+    The first cancellation's `reason` stands in the job's `cancel_reason`. Raises NotFound,
+    Conflict when every request has ended already.
     """
     with db.write() as tx:
         _locked_unfinished(tx, job_id)
-        # The job first: who gives a request back meanwhile either sees this or is seen below.
-        cancelled_at = func.coalesce(JobRow.cancelled_at, now())
-        _update_job(tx, job_id, cancelled_at=cancelled_at, paused_at=None)
-        tx.execute(
-            update(RequestRow)
-            .where(RequestRow.job_id == job_id, RequestRow.state == QUEUED)
-            .values(state=CANCELLED, finished_at=now())
+        _cancel(tx, job_id, reason)
+
+
+def expire_deadlines(db: Database) -> list[str]:
+    """Cancel the jobs that have not ended by their deadline; their ids.
+
+    Their requests that have not ended get the error code `deadline`.
+    """
+    unfinished = exists().where(
+        RequestRow.job_id == JobRow.id, RequestRow.state.in_([QUEUED, RUNNING])
+    )
+    late = (
+        select(JobRow.id)
+        .where(
+            JobRow.deadline_at <= select(now()).scalar_subquery(),
+            JobRow.cancelled_at.is_(None),
+            JobRow.planned_at.is_not(None),
+            unfinished,
         )
+        .order_by(JobRow.id)
+    )
+    with db.read() as rows:  # looked at often, and seldom true: no writer is kept waiting
+        if not rows.scalars(late).all():
+            return []
+    with db.write() as tx:
+        expired = list(tx.scalars(late.with_for_update(of=JobRow)))
+        for job_id in expired:
+            _cancel(tx, job_id, DEADLINE, error=(DEADLINE, LATE))
+    return expired
 
 
 def retry_failed(db: Database, job_id: str) -> int:
@@ -123,12 +167,15 @@ def retry_failed(db: Database, job_id: str) -> int:
     """
     with db.write() as tx:
         _refuse_cancelled(tx, job_id)
+        _update_job(tx, job_id, graded_at=None)
         return tx.execute(
             update(RequestRow)
             .where(RequestRow.job_id == job_id, RequestRow.state == FAILED)
             .values(
                 state=QUEUED,
                 idle_attempts=0,
+                failures=0,
+                retry_at=None,
                 error_code=None,
                 error_message=None,
                 finished_at=None,
@@ -166,6 +213,34 @@ def _refuse_cancelled(tx: Connection, job_id: str) -> None:
         raise Conflict("job", job_id, "cancelled")
 
 
+def _cancel(
+    tx: Connection,
+    job_id: str,
+    reason: str | None,
+    error: tuple[str | None, str | None] = (None, None),
+) -> None:
+    # The job first: who gives a request back meanwhile either sees this or is seen below.
+    _update_job(
+        tx,
+        job_id,
+        cancel_reason=case((JobRow.cancelled_at.is_(None), reason), else_=JobRow.cancel_reason),
+        cancelled_at=func.coalesce(JobRow.cancelled_at, now()),
+        paused_at=None,
+    )
+    code, message = error
+    tx.execute(
+        update(RequestRow)
+        .where(RequestRow.job_id == job_id, RequestRow.state == QUEUED)
+        .values(
+            state=CANCELLED,
+            finished_at=now(),
+            retry_at=None,
+            error_code=code,
+            error_message=message,
+        )
+    )
+
+
 def _update_job(tx: Connection, job_id: str, **values: object) -> None:
     tx.execute(update(JobRow).where(JobRow.id == job_id).values(**values))
 
@@ -195,7 +270,9 @@ __all__ = [
     "WorkerInfo",
     "cancel_job",
     "claim",
+    "expire_deadlines",
     "flush",
+    "forget_workers",
     "insert_job",
     "insert_scores",
     "pause_job",

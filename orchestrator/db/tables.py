@@ -38,6 +38,11 @@ ROWS_PER_JOB = 10**9
 QUEUED, RUNNING, SUCCEEDED = "queued", "running", "succeeded"
 FAILED, CANCELLED = "failed", "cancelled"
 
+# What is queued is in one of these three; SQLite uses the index only for exactly these words.
+READY = "state = 'queued' AND retry_at IS NULL AND idle_attempts = 0"
+SUSPECT = "state = 'queued' AND retry_at IS NULL AND idle_attempts > 0"
+DELAYED = "state = 'queued' AND retry_at IS NOT NULL"
+
 
 class Instant(TypeDecorator[datetime]):
     """An aware UTC datetime: `timestamptz` on PostgreSQL, UTC text without a zone on SQLite."""
@@ -142,6 +147,12 @@ def _request() -> ForeignKey:
     return ForeignKey("requests.id", ondelete="CASCADE")
 
 
+def _index(name: str, columns: tuple[str, ...], where: str) -> Index:
+    """An index over some of the requests, kept small by leaving out those that have ended."""
+    words = text(where)
+    return Index(f"ix_requests_{name}", *columns, sqlite_where=words, postgresql_where=words)
+
+
 class JobRow(Row):
     """One submitted unit of work. Claimable from `planned_at` on, unless paused or cancelled."""
 
@@ -161,12 +172,25 @@ class JobRow(Row):
     planned_at: Mapped[datetime | None] = mapped_column(Instant)
     paused_at: Mapped[datetime | None] = mapped_column(Instant)
     cancelled_at: Mapped[datetime | None] = mapped_column(Instant)
+    deadline_at: Mapped[datetime | None] = mapped_column(Instant)
+    graded_at: Mapped[datetime | None] = mapped_column(Instant)
+    cancel_reason: Mapped[str | None] = mapped_column(Words)
+    max_parallel: Mapped[int | None]
+    max_attempts: Mapped[int] = mapped_column(server_default="5")
     # Last: on SQLite a column behind a long one costs reading the long one.
     spec: Mapped[dict[str, object]] = mapped_column(Json)
     source: Mapped[str] = mapped_column(Words)
     __table_args__ = (
         Index("ix_jobs_name_number", "name", "number"),
         Index("ix_jobs_model_priority_number", "model", "priority", "number"),
+        Index("ix_jobs_deadline_at", "deadline_at"),
+        # Those the reconciler asks for: ended, perhaps, but not known to be graded.
+        Index(
+            "ix_jobs_ungraded",
+            "id",
+            sqlite_where=text("graded_at IS NULL"),
+            postgresql_where=text("graded_at IS NULL"),
+        ),
     )
 
 
@@ -218,17 +242,26 @@ class RequestRow(Row):
     created_at: Mapped[datetime] = mapped_column(Instant, server_default=now())
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     finished_at: Mapped[datetime | None] = mapped_column(Instant)
+    retry_at: Mapped[datetime | None] = mapped_column(Instant)
+    failures: Mapped[int] = mapped_column(server_default="0")
     __table_args__ = (
         Index("ix_requests_job_id_state_id", "job_id", "state", "id"),
         Index("ix_requests_item_id", "item_id"),
         Index("ix_requests_point_id", "point_id"),
-        Index(
-            "ix_requests_leased_until",
-            "leased_until",
-            sqlite_where=text("state = 'running'"),
-            postgresql_where=text("state = 'running'"),
-        ),
+        _index("leased_until", ("leased_until",), "state = 'running'"),
+        _index("ready", ("job_id", "id"), READY),
+        _index("suspect", ("job_id", "id"), SUSPECT),
+        _index("delayed", ("retry_at",), DELAYED),
     )
+
+
+class TurnRow(Row):
+    """When the job was last served: the higher `turn`, the later; a clock that claims advance."""
+
+    __tablename__ = "turns"
+    job_id: Mapped[str] = mapped_column(String(64), _job(), primary_key=True)
+    turn: Mapped[int] = mapped_column(Id, server_default="0")
+    __table_args__ = ({"sqlite_with_rowid": False},)
 
 
 class ChoiceRow(Row):
@@ -285,7 +318,7 @@ class ScoreRow(Row):
 
 
 class WorkerRow(Row):
-    """One process with one device and one engine."""
+    """One engine of a process; the last three are what it reported when it was last seen."""
 
     __tablename__ = "workers"
     id: Mapped[str] = mapped_column(String(200), primary_key=True)
@@ -297,6 +330,9 @@ class WorkerRow(Row):
     started_at: Mapped[datetime] = mapped_column(Instant, server_default=now())
     seen_at: Mapped[datetime] = mapped_column(Instant, server_default=now())
     stopped_at: Mapped[datetime | None] = mapped_column(Instant)
+    slots_used: Mapped[int | None]
+    tokens_per_second: Mapped[float | None]
+    memory_bytes: Mapped[int | None] = mapped_column(Id)
 
 
 _views = MetaData()
@@ -317,5 +353,7 @@ job_status = Table(
     ),
     Column("created_at", Instant),
     Column("finished_at", Instant),
+    Column("cancel_reason", String),
+    Column("deadline_at", Instant),
 )
 """The view `job_status` as Python sees it; the SQL stands in the migrations."""

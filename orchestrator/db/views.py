@@ -1,7 +1,7 @@
-"""Every read. Here: jobs, requests, workers.
+"""Every read. Here: jobs and requests.
 
-The points of a sweep (`points.py`) and what completions hold (`results.py`) stand in files of
-their own and are imported from here.
+The points of a sweep (`points.py`), what completions hold (`results.py`), workers and what waits
+for them (`waiting.py`) stand in files of their own and are imported from here.
 
 All functions return frozen values; none keeps a transaction open after it returns. Knows nothing
 of how a table is drawn or a JSON answer is shaped.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, case, func, select
+from sqlalchemy import Select, func, select
 
 from orchestrator.db.database import Database
 from orchestrator.db.points import PointSummary, points_summary
@@ -32,14 +32,20 @@ from orchestrator.db.tables import (
     JobRow,
     PointRow,
     RequestRow,
-    WorkerRow,
-    seconds_from_now,
 )
 from orchestrator.db.tables import job_status as status_view
+from orchestrator.db.waiting import (
+    QueueDepth,
+    Waiting,
+    Worker,
+    live_workers,
+    queue_depths,
+    waiting,
+    workers,
+)
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.spec.job import GraderSpec
-
-ALIVE_SECONDS = 60.0
+from orchestrator.spec.limits import MAX_ATTEMPTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,10 @@ class Job:
     created_at: datetime
     paused_at: datetime | None
     cancelled_at: datetime | None
+    deadline_at: datetime | None = None
+    cancel_reason: str | None = None
+    max_parallel: int | None = None
+    max_attempts: int = MAX_ATTEMPTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +93,16 @@ class JobStatus:
     replayed_tokens: int
     created_at: datetime
     finished_at: datetime | None
+    cancel_reason: str | None = None
+    deadline_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RequestStatus:
-    """One request and where it stands; `n_tokens` is summed over its choices."""
+    """One request and where it stands; `n_tokens` is summed over its choices.
+
+    A queued one with an error had it in its last attempt; it is tried again from `retry_at` on.
+    """
 
     id: int
     job_id: str
@@ -107,21 +122,8 @@ class RequestStatus:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """One worker that has not left; `alive`: it was seen within the asked time."""
-
-    id: str
-    hostname: str
-    pid: int
-    model: str
-    device: str
-    slots: int
-    started_at: datetime
-    seen_at: datetime
-    alive: bool
+    retry_at: datetime | None = None
+    failures: int = 0
 
 
 def find_job(db: Database, given: str) -> str:
@@ -240,26 +242,6 @@ def claimable(db: Database, model: str) -> int:
         ).one()
 
 
-def workers(db: Database, *, alive_seconds: float = ALIVE_SECONDS) -> list[Worker]:
-    """All that have registered and not left, the oldest first, alive or not."""
-    recent = WorkerRow.seen_at >= seconds_from_now(-alive_seconds)
-    alive = case((recent, 1), else_=0).label("alive")
-    names = [name for name in Worker.__dataclass_fields__ if name != "alive"]
-    columns = [getattr(WorkerRow, name) for name in names]
-    with db.read() as rows:
-        found = rows.execute(
-            select(*columns, alive)
-            .where(WorkerRow.stopped_at.is_(None))
-            .order_by(WorkerRow.started_at, WorkerRow.id)
-        ).all()
-    return [Worker(**{**row._mapping, "alive": bool(row.alive)}) for row in found]
-
-
-def live_workers(db: Database, *, alive_seconds: float = ALIVE_SECONDS) -> list[Worker]:
-    """Those seen within that time, on the database's clock."""
-    return [worker for worker in workers(db, alive_seconds=alive_seconds) if worker.alive]
-
-
 def _request_status() -> Select[Any]:
     n_tokens = (
         select(func.coalesce(func.sum(ChoiceRow.n_tokens), 0))
@@ -288,10 +270,12 @@ __all__ = [
     "Job",
     "JobStatus",
     "PointSummary",
+    "QueueDepth",
     "RequestStatus",
     "Result",
     "Ungraded",
     "UsageTotal",
+    "Waiting",
     "Worker",
     "chunks_after",
     "claimable",
@@ -302,10 +286,12 @@ __all__ = [
     "jobs",
     "live_workers",
     "points_summary",
+    "queue_depths",
     "request",
     "requests",
     "results",
     "same_jobs",
     "ungraded",
+    "waiting",
     "workers",
 ]

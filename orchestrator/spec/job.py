@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ParameterError, SpecError
-from orchestrator.spec import datasets, document, sweep, templates
+from orchestrator.spec import datasets, document, limits, sweep, templates
 from orchestrator.spec.datasets import Dataset
 from orchestrator.spec.document import Document
+from orchestrator.spec.limits import Limits
 from orchestrator.spec.params import INT64, NAMES, parse_params
 from orchestrator.spec.patterns import pattern_fault
 from orchestrator.spec.refusals import KeyPath, path_of, show
@@ -41,13 +42,6 @@ class GraderSpec:
     expected: str
     ignore_case: bool = False
     strip: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the job may cost at most; None = no limit."""
-
-    max_total_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +105,7 @@ def parse_job(text: str, *, file: str, root: Path) -> JobSpec:
     swept = sweep.read(read, value["sweep"]) if "sweep" in value else Sweep()
     _check_points(read, params, swept)
     graders = _graders(read, value["graders"]) if "graders" in value else ()
-    limits = _limits(read, value["limits"]) if "limits" in value else Limits()
+    bounds = limits.read(read, value["limits"]) if "limits" in value else Limits()
     seed = read.integer(("seed",), value.get("seed", 0), -INT64, INT64 - 1)
     priority = read.integer(("priority",), value.get("priority", 0), -_INT32, _INT32 - 1)
     dataset = (
@@ -122,10 +116,10 @@ def parse_job(text: str, *, file: str, root: Path) -> JobSpec:
     name, model = str(value["name"]), str(params["model"])
     content = (
         name, params, list(swept.lists.items()), swept.include, swept.exclude,
-        [asdict(grader) for grader in graders], asdict(limits), seed, priority, dataset.sha256,
+        [asdict(grader) for grader in graders], bounds.content(), seed, priority, dataset.sha256,
     )  # fmt: skip
     return JobSpec(
-        name, model, dataset, params, swept, graders, limits, seed, priority, text,
+        name, model, dataset, params, swept, graders, bounds, seed, priority, text,
         _digest(content), read,
     )  # fmt: skip
 
@@ -221,14 +215,6 @@ def _check_new(read: Document, seen: set[str], merged: Values, included: int | N
         place: KeyPath = ("sweep", "include", included or 0)
         raise read.refusal(place, "a point the sweep does not have yet", "the same point again")
     seen.add(key)
-
-
-def _limits(read: Document, value: object) -> Limits:
-    section = read.mapping(("limits",), value, ("max_total_tokens",))
-    path = ("limits", "max_total_tokens")
-    if path[1] not in section:
-        raise read.refusal(("limits",), "a key 'max_total_tokens'", "none")
-    return Limits(read.integer(path, section[path[1]], 1, INT64 - 1))
 
 
 def _graders(read: Document, value: object) -> tuple[GraderSpec, ...]:

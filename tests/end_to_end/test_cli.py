@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,73 +16,9 @@ import pytest
 import typer.main
 
 from orchestrator.cli import app
-from workers.chat import eos_token_ids
-from workers.folder import TINY
-from workers.tokenizer import Tokenizer
+from tests.end_to_end.shell import JOB, Ended, Shell, long_job
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
-JOB = """
-name: sums
-model: tiny
-dataset:
-  items: [{a: 12, b: 30}, {a: 5, b: 9}, {a: 40, b: 41}, {a: 7, b: 7}]
-params:
-  messages: [{role: user, content: "What is {{ a }} + {{ b }}?"}]
-  max_tokens: 24
-  n: 2
-sweep: {temperature: [0, 1.0]}
-graders:
-  - {name: correct, type: contains, expected: "{{ a + b }}"}
-"""
-LONG = """
-name: long
-model: tiny
-dataset: {items: [%s]}
-params:
-  messages: [{role: user, content: "Repeat exactly: {{ w }} \\U0001f600"}]
-  max_tokens: 300
-  temperature: 1.4
-  logit_bias: {%s}
-"""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A finished process: exit code, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-
-@dataclass(frozen=True)
-class Shell:
-    """A folder in which penstock is run."""
-
-    folder: Path
-
-    def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("PENSTOCK_")}
-        return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", *arguments],
-            cwd=self.folder,
-            env={**kept, "PYTHONPATH": str(DOCS.parents[1]), "PYTHONWARNINGS": "", **env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self, *arguments: str, **env: str) -> Ended:
-        process = self.start(*arguments, **env)
-        out, err = process.communicate(timeout=120)
-        return Ended(process.returncode, out, err)
-
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        connection = sqlite3.connect(self.folder / "penstock.db")
-        try:
-            return connection.execute(sql).fetchall()
-        finally:
-            connection.close()
 
 
 @pytest.fixture
@@ -251,13 +186,6 @@ def test_a_failed_request_makes_the_run_exit_1_and_is_named(
     assert first["error"] == {"code": "poison", "message": "why not"}
 
 
-def long_job(folder: Path) -> None:
-    """24 completions of 300 tokens each: the tokens that end a text are biased away."""
-    words = ", ".join(f"{{w: word{i}}}" for i in range(24))
-    ends = ", ".join(f"{id}: -100" for id in eos_token_ids(TINY, Tokenizer(TINY)))
-    (folder / "long.yaml").write_text(LONG % (words, ends))
-
-
 def texts(shell: Shell) -> list[tuple[Any, ...]]:
     return shell.rows(
         "SELECT r.item_id, c.choice, c.n_tokens, c.finish_reason, c.text FROM choices c "
@@ -281,11 +209,11 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_tokens(
     process = shell.start("run", "long.yaml")
     while not begun(shell) and process.poll() is None:
         time.sleep(0.05)
-    time.sleep(0.3)
+    time.sleep(0.1)
     process.send_signal(sign)
     _, err = process.communicate(timeout=60)
     half = shell.rows("SELECT count(*) FROM choices WHERE finish_reason IS NOT NULL")[0][0]
-    assert half < 24, "it was over before it was stopped: make it longer"
+    assert half < 48, "it was over before it was stopped: make it longer"
     assert "Traceback" not in err
     if sign != signal.SIGKILL:
         assert process.returncode == 130

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import lifecycle
+from orchestrator import lifecycle, reconciler
 from orchestrator.db import store, views
 from orchestrator.db.database import Database
 from orchestrator.queue import Queue
@@ -22,10 +22,10 @@ from orchestrator.settings import Settings
 from orchestrator.spec.job import parse_job
 from orchestrator.spec.plan import plan
 from tests.orchestrator.db.builders import rows
-from workers import process
 from workers.chat import eos_token_ids
 from workers.folder import TINY, find_model
 from workers.process import LoadedModel, LocalWorker, local_worker
+from workers.recorder import Recorder
 from workers.tokenizer import Tokenizer
 
 # Half of the points never end by themselves; stop strings, half emoji and two choices each.
@@ -263,6 +263,31 @@ def test_a_cancelled_job_stops_soon_and_the_worker_takes_the_next(
 
 
 @pytest.mark.parametrize("step", [1, 30])
+def test_a_step_that_fails_once_changes_no_token(
+    db: Database,
+    queue: Queue,
+    model: LoadedModel,
+    golden: tuple[Outcome, int],
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+) -> None:
+    steps, decode = [0], model.runner.decode
+
+    def failing(*given: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == step:
+            raise RuntimeError("for once")
+        return decode(*given)
+
+    monkeypatch.setattr(model.runner, "decode", failing)
+    job_id = submit(db, queue)
+    with local_worker(SETTINGS, db, queue, model) as worker:
+        finish(db, job_id, worker)
+    assert steps[0] > step and worker.error is None
+    check(db, job_id, golden)
+
+
+@pytest.mark.parametrize("step", [1, 30])
 def test_an_engine_that_dies_says_so_and_another_one_goes_on(
     db: Database,
     queue: Queue,
@@ -272,20 +297,20 @@ def test_an_engine_that_dies_says_so_and_another_one_goes_on(
     caplog: pytest.LogCaptureFixture,
     step: int,
 ) -> None:
-    steps, decode = [0], model.runner.decode
+    steps, record = [0], Recorder.record
 
-    def dying(*given: Any) -> Any:
+    def dying(recorder: Recorder, events: Any) -> None:
         steps[0] += 1
         if steps[0] == step:
-            raise RuntimeError("the device is gone")
-        return decode(*given)
+            raise RuntimeError("the worker is gone")
+        record(recorder, events)
 
-    monkeypatch.setattr(model.runner, "decode", dying)
+    monkeypatch.setattr(Recorder, "record", dying)
     job_id = submit(db, queue)
     with nothing_left(db) as workers, local_worker(SETTINGS, db, queue, model) as worker:
         workers.append(worker)
         until(lambda: not worker.alive)
-        assert str(worker.error) == "the device is gone"
+        assert str(worker.error) == "the worker is gone"
         assert "worker.failed" in caplog.text and "Traceback" in caplog.text
     assert state(db, job_id) in ("queued", "running")
     with local_worker(SETTINGS, db, queue, model) as second:
@@ -358,7 +383,7 @@ def test_what_a_dead_worker_elsewhere_held_is_taken_when_its_lease_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     db = sqlite_db
-    monkeypatch.setattr(process, "_SEEN_INTERVAL_SECONDS", 0.2)
+    monkeypatch.setattr(reconciler, "INTERVAL_SECONDS", 0.2)
     job_id = submit(db, queue)
     assert len(store.claim(db, model="tiny", worker_id="x", limit=8, lease_seconds=0.7)) == 4
     with local_worker(SETTINGS, db, queue, model) as worker:

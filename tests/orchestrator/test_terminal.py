@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from orchestrator.db.views import JobStatus
+from orchestrator.db.views import JobStatus, Worker
 from orchestrator.evaluation.report import report
 from orchestrator.terminal import (
     JobProgress,
@@ -14,6 +14,7 @@ from orchestrator.terminal import (
     print_further,
     print_job,
     print_table,
+    print_workers,
     say,
     visible,
 )
@@ -69,6 +70,40 @@ def test_an_open_job_says_what_is_open(capsys: pytest.CaptureFixture[str]) -> No
     out = capsys.readouterr().out
     assert "requests: 15 succeeded, 5 failed, 80 open\n" in out
     assert "tokens: 1,000 prompt, 4,000 completion\n" in out
+
+
+def test_a_job_says_its_deadline_or_why_it_was_cancelled(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    due = datetime(2026, 1, 3, 4, 5, 6, tzinfo=UTC)
+    print_job(replace(STATUS, deadline_at=due), report([]))
+    assert "deadline: 2026-01-03 04:05:06 UTC\n" in capsys.readouterr().out
+    cancelled = replace(STATUS, deadline_at=due, cancel_reason="wrong \x1b prompt")
+    print_job(cancelled, report([]))
+    out = capsys.readouterr().out
+    assert "cancelled: wrong \\x1b prompt\n" in out and "deadline" not in out
+
+
+def test_the_fleet_is_a_table_with_dashes_for_what_is_not_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    new = Worker("w1", "a", 7, "tiny", "cpu", 16, at, at, alive=True)
+    told = replace(
+        new,
+        id="w2",
+        slots_used=3,
+        tokens_per_second=1234.5,
+        memory_bytes=3 * 2**20,
+        alive=False,
+    )
+    print_workers([new, told])
+    header, first, second = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert header[:5] == ["worker", "host", "model", "device", "state"]
+    seen = ["2026-01-02", "03:04:05"]
+    assert first == ["w1", "a:7", "tiny", "cpu", "live", *seen, "-", "of", "16", "-", "-"]
+    expected = ["w2", "a:7", "tiny", "cpu", "not", "seen", *seen]
+    assert second == [*expected, "3", "of", "16", "1,234", "3", "MiB"]
 
 
 def test_a_password_is_in_no_line(capsys: pytest.CaptureFixture[str]) -> None:

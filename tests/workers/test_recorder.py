@@ -32,7 +32,9 @@ REQUESTS = "SELECT state, idle_attempts, error_code, error_message FROM requests
 
 def recorder(db: Database, claims: list[Claimed], *, lease: float = 60) -> Recorder:
     """A recorder that has begun these claims."""
-    made = Recorder(db, fingerprint="fp_test", lease_seconds=lease, flush_seconds=0.25)
+    made = Recorder(
+        db, model="tiny", fingerprint="fp_test", lease_seconds=lease, flush_seconds=0.25
+    )
     for claimed in claims:
         made.begin(claimed)
     return made
@@ -211,7 +213,7 @@ def test_due_after_the_interval_and_not_before(
 ) -> None:
     clock = Clock(lambda naps: None)
     monkeypatch.setattr(module, "time", clock)
-    mine = Recorder(sqlite_db, fingerprint="fp", lease_seconds=60, flush_seconds=0.25)
+    mine = Recorder(sqlite_db, model="tiny", fingerprint="fp", lease_seconds=60, flush_seconds=0.25)
     clock.sleep(0.24)
     assert not mine.due
     clock.sleep(0.01)

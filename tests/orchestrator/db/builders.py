@@ -26,8 +26,9 @@ def small_plan(
     name: str = "small",
     model: str = "tiny",
     priority: int = 0,
+    limits: str = "",
 ) -> Plan:
-    """n_items * len(temperatures) requests of n choices each."""
+    """n_items * len(temperatures) requests of n choices each; `limits` as the YAML says them."""
     items = "\n".join(f"    - {{a: {position}}}" for position in range(n_items))
     text = f"""
 name: {name}
@@ -44,15 +45,27 @@ sweep:
   temperature: {list(temperatures)}
 graders:
   - {{name: correct, type: equals, expected: "{{{{ a }}}}"}}
+{f"limits: {{{limits}}}" if limits else ""}
 """
     return plan(parse_job(text, file="small.yaml", root=Path.cwd()))
 
 
 def claim_some(
-    db: Database, limit: int = 100, *, lease: float = 60, worker: str = "w"
+    db: Database, limit: int = 100, *, lease: float = 60, worker: str = "w", alone: bool = True
 ) -> list[Claimed]:
     """Claim of the model tiny."""
-    return claim(db, model="tiny", worker_id=worker, limit=limit, lease_seconds=lease)
+    return claim(db, model="tiny", worker_id=worker, limit=limit, lease_seconds=lease, alone=alone)
+
+
+def pairs(claims: list[Claimed]) -> list[tuple[int, int]]:
+    """As `release` takes them."""
+    return [(claimed.request_id, claimed.epoch) for claimed in claims]
+
+
+def run(db: Database, sql: str) -> None:
+    """A person's SQL, such as one that lets time pass."""
+    with db.write() as connection:
+        connection.exec_driver_sql(sql)
 
 
 def tokens(*ids: int) -> np.ndarray[Any, np.dtype[np.int32]]:

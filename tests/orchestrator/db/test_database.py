@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def test_the_migrated_schema_is_that_of_the_tables(db: Database) -> None:
 def test_chunks_are_clustered_by_their_key_on_sqlite(sqlite_db: Database) -> None:
     made = dict(rows(sqlite_db, "SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
     without = {name for name, sql in made.items() if "WITHOUT ROWID" in sql}
-    assert without == {"choices", "chunks", "usage", "scores"}
+    assert without == {"turns", "choices", "chunks", "usage", "scores"}
 
 
 def test_the_view_has_the_columns_that_python_reads(db: Database) -> None:
@@ -121,18 +122,16 @@ def test_a_newer_schema_is_refused(empty_url: str) -> None:
 def test_an_interrupted_migration_leaves_nothing(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "SCHEMA", "0002")
-    with pytest.raises(Exception, match="0002"):
+    monkeypatch.setattr(database, "SCHEMA", "9999")
+    with pytest.raises(Exception, match="9999"):
         Database.open(empty_url)
     monkeypatch.undo()
-    script = migrations() / "versions" / "0001_first.py"
-    broken = script.read_text().replace("op.execute(_request_text())", "op.execute('SELECT oops')")
+    last = max((migrations() / "versions").glob("*.py"))
+    broken = last.read_text().replace("    _workers()\n", "    op.execute('SELECT oops')\n")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "migrations"
-        (copy / "versions").mkdir(parents=True)
-        (copy / "env.py").write_text((migrations() / "env.py").read_text())
-        (copy / "script.py.mako").write_text("")
-        (copy / "versions" / "0001_first.py").write_text(broken)
+        shutil.copytree(migrations(), copy)
+        (copy / "versions" / last.name).write_text(broken)
         monkeypatch.setattr(database, "migrations", lambda: copy)
         with pytest.raises(Exception, match="oops"):
             Database.open(empty_url)
@@ -157,7 +156,7 @@ def test_a_migration_that_recreates_a_parent_keeps_its_children(
             with db.write() as tx:
                 tx.exec_driver_sql(f"DROP VIEW {view}")
         monkeypatch.setattr(database, "migrations", lambda: copy)
-        monkeypatch.setattr(database, "SCHEMA", "0002")
+        monkeypatch.setattr(database, "SCHEMA", "9999")
         db.upgrade()
         assert rows(db, "SELECT count(*) FROM choices") == [(6,)]
         assert rows(db, "SELECT DISTINCT extra FROM requests") == [(None,)]
@@ -172,11 +171,11 @@ def test_a_migration_that_orphans_rows_is_rolled_back(
     with Database.open(f"sqlite:///{tmp_path / 'x.db'}") as db:
         store.insert_job(db, small_plan(3, (0,)))
         monkeypatch.setattr(database, "migrations", lambda: copy)
-        monkeypatch.setattr(database, "SCHEMA", "0002")
+        monkeypatch.setattr(database, "SCHEMA", "9999")
         with pytest.raises(WorkerError, match="3 rows lost their parent in the migration"):
             db.upgrade()
         assert rows(db, "SELECT count(*) FROM requests") == [(3,)]
-        assert rows(db, f"SELECT version_num FROM {SCHEMA_TABLE}") == [("0001",)]
+        assert rows(db, f"SELECT version_num FROM {SCHEMA_TABLE}") == [(SCHEMA,)]
         assert rows(db, "PRAGMA foreign_keys") == [(1,)]
 
 
@@ -419,12 +418,10 @@ def test_a_server_that_restarts(tmp_path: Path) -> None:
 def _with_migration(folder: Path, body: str) -> Path:
     """A copy of the migrations with one more that does this."""
     copy = folder / "migrations"
-    (copy / "versions").mkdir(parents=True)
-    for name in ("env.py", "script.py.mako", "versions/0001_first.py"):
-        (copy / name).write_text((migrations() / name).read_text())
-    (copy / "versions" / "0002_next.py").write_text(
+    shutil.copytree(migrations(), copy)
+    (copy / "versions" / "9999_next.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n\n"
-        "revision, down_revision = '0002', '0001'\nbranch_labels = depends_on = None\n\n"
+        f"revision, down_revision = '9999', '{SCHEMA}'\nbranch_labels = depends_on = None\n\n"
         f"def upgrade() -> None:\n    {body}\n"
     )
     return copy

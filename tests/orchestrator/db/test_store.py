@@ -1,12 +1,14 @@
 """Transitions of jobs, workers and scores."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from orchestrator.db import store, views
 from orchestrator.db.database import Database
 from orchestrator.db.store import ScoreWrite, WorkerInfo, flush
 from orchestrator.errors import Conflict, NotFound
-from tests.orchestrator.db.builders import claim_some, rows, small_plan, write
+from tests.orchestrator.db.builders import claim_some, rows, run, small_plan, write
 
 
 def finish(db: Database, *outcomes: str) -> None:
@@ -149,3 +151,73 @@ def test_scores_replace_each_other(db: Database) -> None:
         "short": [(0, 1.0)],
     }
     assert rows(db, "SELECT count(*) FROM scores") == [(5,)]
+
+
+# Deadlines
+
+
+def pass_deadline(db: Database) -> None:
+    """As if it were later."""
+    run(db, "UPDATE jobs SET deadline_at = created_at WHERE deadline_at IS NOT NULL")
+
+
+def test_a_deadline_counts_from_the_submission(db: Database) -> None:
+    for limits, seconds in (("deadline: 90", 90), ("deadline: 1.5h", 5400)):
+        job = views.job(db, store.insert_job(db, small_plan(1, (0,), limits=limits)))
+        assert job.deadline_at is not None
+        assert 0 <= (job.deadline_at - job.created_at).total_seconds() - seconds < 1
+    instant = "deadline: '2040-01-31T18:00:00+02:00'"
+    job = views.job(db, store.insert_job(db, small_plan(1, (0,), limits=instant)))
+    assert job.deadline_at == datetime(2040, 1, 31, 16, tzinfo=UTC)
+    assert views.job_status(db, job.id).deadline_at == job.deadline_at
+
+
+def test_what_has_not_ended_by_the_deadline_is_cancelled(db: Database) -> None:
+    job_id = store.insert_job(db, small_plan(4, (0,), limits="deadline: 1h"))
+    other = store.insert_job(db, small_plan(1, (0,), name="other"))
+    assert store.expire_deadlines(db) == []
+    claims = [c for c in claim_some(db, 4) if c.job_id == job_id]
+    done, running, back = claims[:3]
+    flush(db, [write(done, 0, (1,), "a", end="stop", outcome="succeeded")], lease_seconds=60)
+    store.release(db, [(back.request_id, back.epoch)], error=("x", "y"), delay=True)
+    pass_deadline(db)
+    assert claim_some(db) == []
+    assert store.expire_deadlines(db) == [job_id]
+    assert store.expire_deadlines(db) == []
+    flushed = flush(db, [write(running, 0, (7,), "b")], lease_seconds=60)
+    assert flushed.cancelled == {running.request_id}
+    status = views.job_status(db, job_id)
+    assert (status.state, status.cancel_reason) == ("cancelled", "deadline")
+    assert (status.succeeded, status.cancelled) == (1, 3)
+    found = [(r.state, r.error_code, r.retry_at) for r in views.requests(db, job_id)]
+    assert found == [("succeeded", None, None)] + [("cancelled", "deadline", None)] * 3
+    assert views.request(db, running.request_id).n_tokens == 1
+    assert views.job_status(db, other).state == "running"
+
+
+def test_what_ended_in_time_has_met_its_deadline(db: Database) -> None:
+    job_id = store.insert_job(db, small_plan(1, (0,), limits="deadline: 1h"))
+    finish(db, "succeeded")
+    pass_deadline(db)
+    assert store.expire_deadlines(db) == []
+    assert views.job_status(db, job_id).state == "succeeded"
+
+
+def test_a_paused_job_has_its_deadline_too(db: Database) -> None:
+    job_id = store.insert_job(db, small_plan(1, (0,), limits="deadline: 1h"))
+    store.pause_job(db, job_id)
+    pass_deadline(db)
+    assert store.expire_deadlines(db) == [job_id]
+    assert views.job_status(db, job_id).state == "cancelled"
+
+
+def test_the_first_reason_stays(db: Database) -> None:
+    job_id = store.insert_job(db, small_plan(2, (0,), limits="deadline: 1h"))
+    claim_some(db, 1)
+    store.cancel_job(db, job_id, "wrong data")
+    store.cancel_job(db, job_id, "another")
+    pass_deadline(db)
+    assert store.expire_deadlines(db) == []
+    assert views.job(db, job_id).cancel_reason == "wrong data"
+    store.release_worker(db, "w")
+    assert [r.error_code for r in views.requests(db, job_id)] == [None, None]

@@ -51,8 +51,8 @@ def test_tail_sees_each_chunk_once(db: Database) -> None:
 
 def test_job_status_counts_and_sums(db: Database) -> None:
     first = store.insert_job(db, small_plan(3, (0,)))
-    second = store.insert_job(db, small_plan(1, (0,), name="second"))
     done, running = claim_some(db, 2)
+    second = store.insert_job(db, small_plan(1, (0,), name="second"))
     usage = UsageWrite(10, 4, 1, 2)
     over = write(done, 0, (1,), "a", end="stop", whole="a", outcome="succeeded", usage=usage)
     flush(db, [over, write(running, 0, (1,), "a", usage=usage)], lease_seconds=60)

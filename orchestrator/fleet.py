@@ -1,0 +1,94 @@
+"""The commands of a machine in the fleet: worker.
+
+`cli.py` gives them their names. Knows how their options are spelt; the work is done in
+`workers.process`, imported only inside the commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from orchestrator.db.database import Database
+from orchestrator.queue import Queue
+from orchestrator.settings import Settings
+from orchestrator.terminal import talk
+
+Beside = Callable[[Database, Queue], AbstractContextManager[object]]
+
+ModelsOption = Annotated[
+    list[str],
+    typer.Option(
+        "--model", metavar="DIR", help="A model's folder, or its name; may be given again."
+    ),
+]
+SlotsOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Completions at a time, per model.  [PENSTOCK_SLOTS]"),
+]
+DeviceOption = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N.")]
+GraceOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1, metavar="S", help="Seconds to leave in after SIGTERM.  [PENSTOCK_GRACE_SECONDS]"
+    ),
+]
+MetricsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=65535, metavar="P", help="Prometheus metrics on 127.0.0.1:P; 0: any free port."
+    ),
+]
+
+
+def worker(
+    model: ModelsOption,
+    slots: SlotsOption = None,
+    device: DeviceOption = "cpu",
+    grace: GraceOption = None,
+    metrics_port: MetricsOption = None,
+) -> None:
+    """Work on whatever is queued for the models, until SIGTERM.
+
+    Example: penstock worker --model tiny --slots 16
+    """
+    settings = with_grace(Settings.from_env(), grace)
+    raise typer.Exit(work(settings, model, slots, device, metrics_port))
+
+
+def work(
+    settings: Settings,
+    models: Sequence[str],
+    slots: int | None,
+    device: str,
+    metrics_port: int | None,
+    *,
+    beside: Beside | None = None,
+) -> int:
+    """Work until SIGTERM, with what `beside` opens for as long; the process's exit code.
+
+    Raises NotFound, WorkerError.
+    """
+    from workers.folder import find_model
+    from workers.model import LoadedModel
+    from workers.process import FleetWorker
+
+    folders = [find_model(each, settings.models_dir) for each in dict.fromkeys(models)]
+    with Database.open(settings.database_url) as db, closing(Queue(settings)) as queue:
+        queue.check_broker()
+        loaded = [
+            LoadedModel.load(folder, settings, slots=slots, device=device) for folder in folders
+        ]
+        for each in loaded:
+            talk(f"model {each.folder.name}: {each.runner.device_line}")
+        with beside(db, queue) if beside else nullcontext():
+            return FleetWorker(settings, db, queue, loaded, metrics_port=metrics_port).run()
+
+
+def with_grace(settings: Settings, grace: float | None) -> Settings:
+    """The settings with the option `--grace`, where it was given."""
+    return settings if grace is None else replace(settings, grace_seconds=grace)

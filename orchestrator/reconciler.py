@@ -1,0 +1,109 @@
+"""What was left behind is taken up again: deadlines, dead leases, lost workers, lost nudges.
+
+Every step is one transition of `db.store` that does nothing when there is nothing to do, so that
+any number of reconcilers may run at once, in every worker and scheduler. Knows nothing of devices
+or of what is done with a nudge; only the database's clock counts.
+"""
+
+import logging
+import threading
+import time
+from dataclasses import asdict, dataclass
+
+from orchestrator import lifecycle
+from orchestrator.db import leftovers, store, views
+from orchestrator.db.database import Database
+from orchestrator.errors import PenstockError
+from orchestrator.queue import Queue
+
+INTERVAL_SECONDS = 5.0
+_LEAST_SECONDS = 1.0
+_STOP_SECONDS = 10.0
+
+log = logging.getLogger("penstock.reconciler")
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What one look did.
+
+    Jobs cancelled at their deadline, workers forgotten, requests released from dead leases, jobs
+    removed that were never whole; models woken, ids of jobs that had ended without being graded.
+    """
+
+    cancelled: int = 0
+    forgotten: int = 0
+    released: int = 0
+    removed: int = 0
+    woken: tuple[str, ...] = ()
+    ungraded: tuple[str, ...] = ()
+
+
+def reconcile(db: Database, queue: Queue) -> Reconciled:
+    """Cancel what is past its deadline, release what died, wake what waits. Idempotent.
+
+    Only models that a live worker serves are woken: nudges that nobody takes would pile up in the
+    broker, and a worker that starts looks by itself. Raises WorkerError when the database cannot.
+    """
+    cancelled = len(store.expire_deadlines(db))
+    forgotten = len(store.forget_workers(db))
+    released = store.release_expired(db)
+    removed = store.remove_unplanned(db)
+    served = {worker.model for worker in views.live_workers(db)}
+    woken = tuple(model for model in leftovers.waiting_models(db) if model in served)
+    for model in woken:
+        queue.wake(model)
+    found = Reconciled(cancelled, forgotten, released, removed, woken, leftovers.ungraded_jobs(db))
+    for job_id in found.ungraded:
+        if served:
+            queue.grade(job_id)
+        else:
+            lifecycle.grade(db, job_id)
+    _log(found)
+    return found
+
+
+def _log(found: Reconciled) -> None:
+    """A line where something was changed; that work waits is no news."""
+    if found.cancelled or found.forgotten or found.released or found.removed:
+        facts = " ".join(f"{name}={n}" for name, n in asdict(found).items() if isinstance(n, int))
+        log.info("reconciled %s", facts)
+
+
+class ReconcilerThread(threading.Thread):
+    """Reconciles every few seconds, or sooner when nudged; outlives a database that is away."""
+
+    def __init__(
+        self, db: Database, queue: Queue, *, interval_seconds: float = INTERVAL_SECONDS
+    ) -> None:
+        super().__init__(name="penstock-reconciler", daemon=True)
+        self._db, self._queue, self._interval = db, queue, interval_seconds
+        self._nudged, self._stopping = threading.Event(), threading.Event()
+
+    def nudge(self) -> None:
+        """Look soon, at most once a second however often this is called; never waits."""
+        self._nudged.set()
+
+    def stop(self) -> None:
+        """End after the look that is under way."""
+        self._stopping.set()
+        self._nudged.set()
+        if self.is_alive() and threading.current_thread() is not self:
+            self.join(_STOP_SECONDS)
+
+    def run(self) -> None:
+        """Look, wait, look again, until stopped; never raises."""
+        while not self._stopping.is_set():
+            self._nudged.clear()
+            began = time.monotonic()
+            self._look()
+            self._nudged.wait(self._interval)
+            self._stopping.wait(max(0.0, began + _LEAST_SECONDS - time.monotonic()))
+
+    def _look(self) -> None:
+        try:
+            reconcile(self._db, self._queue)
+        except PenstockError as error:  # the database is away: the next look may find it back
+            log.warning("reconcile.failed error=%s", error)
+        except Exception:
+            log.exception("reconcile.failed")

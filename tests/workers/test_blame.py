@@ -1,0 +1,224 @@
+"""A step fails: the guilty leaves alone, its neighbours' tokens are those of an undisturbed run."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from orchestrator.errors import WorkerError
+from tests.fake_runner import FakeRunner
+from workers.blame import MOST_IN_A_ROW, Blame
+from workers.engine import Engine
+from workers.events import Broken, Choice, Completion, Event, Failed, Finished, Tokens
+from workers.folder import TINY
+from workers.sampler import Sampling
+from workers.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer(TINY)
+EOS = frozenset({2})
+GUILTY = 66
+"""The first token of a guilty prompt; no other prompt begins so."""
+
+Held = set[int]
+Fault = Callable[["FaultyRunner", Sequence[int], int], None]
+
+
+class FaultyRunner(FakeRunner):
+    """Asks `fault` before each call: the first tokens of the rows in it, and their number."""
+
+    def __init__(self, fault: Fault, slots: int = 8) -> None:
+        super().__init__(TOKENIZER.vocab_size, slots=slots)
+        self.fault, self.calls = fault, 0
+        self.lengths: list[int] = []
+
+    def prefill(self, slot: int, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        self.calls, self.lengths = self.calls + 1, []
+        self.fault(self, [*self.memory[:slot, 0].tolist(), tokens[0]], slot + 1)
+        return super().prefill(slot, tokens)
+
+    def decode(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        self.calls += 1
+        batch, self.lengths = len(np.asarray(tokens)), np.asarray(lengths).tolist()
+        self.fault(self, self.memory[:batch, 0].tolist(), batch)
+        return super().decode(tokens, lengths)
+
+
+def completions(count: int, guilty: Sequence[int] = (), n: int = 1) -> list[Completion]:
+    return [
+        Completion(
+            id=i,
+            prompt=(GUILTY if i in guilty else 20 + i, 31, 32),
+            sampling=Sampling(temperature=1.1, seed=i),
+            choices=tuple(map(Choice, range(n))),
+            max_tokens=12 + i,
+        )
+        for i in range(count)
+    ]
+
+
+class Seen:
+    """What came out, by completion and choice."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.tokens: dict[tuple[int, int], list[int]] = {}
+        self.texts: dict[tuple[int, int], str] = {}
+        self.ends: dict[tuple[int, int], tuple[str, str]] = {}
+        self.failed: dict[int, str] = {}
+        self.broken: list[int] = []
+        for event in events:
+            match event:
+                case Tokens():
+                    held = self.tokens.setdefault((event.id, event.choice), [])
+                    assert event.start == len(held), "a token was emitted twice, or left out"
+                    held += event.tokens
+                    key = (event.id, event.choice)
+                    self.texts[key] = self.texts.get(key, "") + event.text
+                case Finished():
+                    assert (event.id, event.choice) not in self.ends
+                    self.ends[event.id, event.choice] = (event.finish_reason, event.text)
+                case Failed():
+                    self.failed[event.id] = event.error.code
+                case Broken():
+                    self.broken.append(event.id)
+
+
+def run(admitted: Sequence[Completion], runner: FakeRunner) -> tuple[Seen, Engine]:
+    engine = Engine(runner, TOKENIZER, EOS)
+    blame = Blame(engine)
+    for completion in admitted:
+        engine.admit(completion)
+    events: list[Event] = []
+    for _ in range(5000):
+        if engine.idle:
+            assert not blame.trying or not blame.step()
+            return Seen(events), engine
+        events += blame.step()
+    raise AssertionError("the engine does not come to its end")
+
+
+def undisturbed(admitted: Sequence[Completion]) -> Seen:
+    return run(admitted, FakeRunner(TOKENIZER.vocab_size, slots=8))[0]
+
+
+def assert_innocents_unharmed(seen: Seen, admitted: Sequence[Completion], guilty: Held) -> None:
+    golden = undisturbed(admitted)
+    innocent = {key for key in golden.ends if key[0] not in guilty}
+    assert innocent
+    for key in innocent:
+        assert seen.ends[key] == golden.ends[key]
+        assert seen.tokens.get(key) == golden.tokens.get(key)
+        assert seen.texts.get(key) == golden.texts.get(key)
+    for key in seen.tokens:  # what the guilty had emitted is a beginning of what it would have
+        golden_tokens = golden.tokens[key]
+        assert golden_tokens[: len(seen.tokens[key])] == seen.tokens[key]
+
+
+def memory(_runner: FaultyRunner, first: Sequence[int], _rows: int) -> None:
+    if GUILTY in first:
+        raise WorkerError("memory", "failed to allocate memory")
+
+
+@pytest.mark.parametrize("guilty", [0, 3, 7, 11])
+@pytest.mark.parametrize("n", [1, 3])
+def test_out_of_memory_fails_the_guilty_alone_and_keeps_the_slots(guilty: int, n: int) -> None:
+    admitted = completions(12, guilty=[guilty], n=n)
+    runner = FaultyRunner(memory)
+    seen, engine = run(admitted, runner)
+    assert seen.failed == {guilty: "out_of_memory"} and not seen.broken
+    assert_innocents_unharmed(seen, admitted, {guilty})
+    assert engine.slots == runner.slots == 8
+
+
+def test_a_fault_that_comes_late_is_found_at_that_length_again() -> None:
+    def late(runner: FaultyRunner, first: Sequence[int], rows: int) -> None:
+        for token, length in zip(first, runner.lengths, strict=False):
+            if token == GUILTY and length >= 9:
+                raise WorkerError("memory", "failed to allocate memory")
+
+    admitted = completions(10, guilty=[4])
+    seen, engine = run(admitted, FaultyRunner(late))
+    assert seen.failed == {4: "out_of_memory"}
+    assert_innocents_unharmed(seen, admitted, {4})
+    assert len(seen.tokens[4, 0]) > 3  # it had begun
+    assert engine.slots == 8
+
+
+def test_too_many_rows_halve_the_slots_and_nobody_fails() -> None:
+    def crowded(_runner: FaultyRunner, _first: Sequence[int], rows: int) -> None:
+        if rows > 3:
+            raise WorkerError("memory", "CUDA out of memory")
+
+    admitted = completions(14)
+    runner = FaultyRunner(crowded)
+    seen, engine = run(admitted, runner)
+    assert not seen.failed and not seen.broken
+    assert_innocents_unharmed(seen, admitted, set())
+    assert engine.slots == runner.slots in (2, 3)
+
+
+def test_one_request_with_more_choices_than_memory_gets_fewer_slots() -> None:
+    def crowded(_runner: FaultyRunner, _first: Sequence[int], rows: int) -> None:
+        if rows > 2:
+            raise WorkerError("memory", "std::bad_alloc")
+
+    admitted = completions(1, n=8)
+    seen, engine = run(admitted, FaultyRunner(crowded))
+    assert not seen.failed
+    assert_innocents_unharmed(seen, admitted, set())
+    assert engine.slots in (1, 2)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), SystemExit(3), WorkerError("runtime", "")])
+def test_any_other_error_gives_the_guilty_back_for_another_attempt(error: BaseException) -> None:
+    def poison(_runner: FaultyRunner, first: Sequence[int], _rows: int) -> None:
+        if GUILTY in first:
+            raise error
+
+    admitted = completions(12, guilty=[5, 9], n=2)
+    seen, engine = run(admitted, FaultyRunner(poison))
+    assert sorted(seen.broken) == [5, 9] and not seen.failed
+    assert_innocents_unharmed(seen, admitted, {5, 9})
+    assert engine.slots == 8
+
+
+def test_one_hiccup_blames_nobody() -> None:
+    def hiccup(runner: FaultyRunner, _first: Sequence[int], _rows: int) -> None:
+        if runner.calls == 20:
+            raise RuntimeError("once")
+
+    admitted = completions(12)
+    seen, _ = run(admitted, FaultyRunner(hiccup))
+    assert not seen.failed and not seen.broken
+    assert_innocents_unharmed(seen, admitted, set())
+
+
+def test_where_nothing_works_it_is_the_machine() -> None:
+    def dead(_runner: FaultyRunner, _first: Sequence[int], _rows: int) -> None:
+        raise WorkerError("runtime", "CUDA error: device-side assert triggered")
+
+    engine = Engine(FaultyRunner(dead), TOKENIZER, EOS)
+    blame = Blame(engine)
+    for completion in completions(40):
+        engine.admit(completion)
+    broken = 0
+    with pytest.raises(WorkerError, match="device-side assert"):
+        for _ in range(1000):
+            broken += sum(isinstance(event, Broken) for event in blame.step())
+    assert broken == MOST_IN_A_ROW - 1
+
+
+def test_a_completion_cancelled_on_trial_ends_the_trial() -> None:
+    engine = Engine(FaultyRunner(memory), TOKENIZER, EOS)
+    blame = Blame(engine)
+    for completion in completions(8, guilty=[2]):
+        engine.admit(completion)
+    events = blame.step()
+    while not blame.trying:
+        events += blame.step()
+    blame.cancel(2)
+    assert not blame.trying
+    while not engine.idle:
+        events += blame.step()
+    assert not Seen(events).failed and len(Seen(events).ends) == 7
+    assert engine.slots == 8

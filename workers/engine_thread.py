@@ -1,0 +1,305 @@
+"""One model's engine at work: claims while it has room, steps, flushes, shows that it lives.
+
+Knows claims and rows by `orchestrator.db.store`; nothing of Celery, signals or other models.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from orchestrator import metrics
+from orchestrator.db import store
+from orchestrator.db.database import Database
+from orchestrator.errors import PenstockError, RequestError, WorkerError
+from orchestrator.settings import Settings
+from workers.admission import to_completion
+from workers.blame import Blame
+from workers.engine import Engine
+from workers.memory import resident_bytes
+from workers.model import LoadedModel
+from workers.recorder import Recorder
+
+log = logging.getLogger("penstock.worker")
+_SEEN_INTERVAL_SECONDS = 5.0
+_STOP_SECONDS = 30.0
+_SUSPECTS_INTERVAL_SECONDS = 1.0
+_RATE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What one engine is doing; `claims`: requests it holds, `tokens`: its own since its start."""
+
+    worker_id: str
+    model: str
+    device: str
+    slots: int
+    slots_used: int
+    claims: int
+    tokens: int
+    tokens_per_second: float
+
+
+class EngineThread(threading.Thread):
+    """Works until it is stopped; `error` holds what ended it otherwise."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database,
+        model: LoadedModel,
+        *,
+        job_id: str | None = None,
+        lasting: bool = False,
+        finished: Callable[[str], None] = lambda job_id: None,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        """With `job_id` it claims from that job alone.
+
+        `lasting`: a database that is away is waited for, however long; otherwise it ends the
+        thread when the leases are over. `finished` is told the jobs of which a request has ended;
+        `ended` is called when the thread ends by itself. Both return at once.
+        """
+        super().__init__(name=f"penstock-engine-{model.folder.name}", daemon=True)
+        self._settings, self._db, self._model = settings, db, model
+        self._job_id, self._lasting = job_id, lasting
+        self._finished, self._ended = finished, ended
+        self.worker_id = f"wrk_{uuid.uuid4().hex[:12]}"
+        self.error: BaseException | None = None
+        self._engine = Engine(model.runner, model.tokenizer, model.eos)
+        self._counters = _Counters(model.folder.name)
+        self._blame = Blame(self._engine, self._counters.failed)
+        self._recorder = Recorder(
+            db,
+            model=model.folder.name,
+            fingerprint=model.fingerprint,
+            lease_seconds=settings.lease_seconds,
+            flush_seconds=settings.flush_seconds,
+        )
+        self._nudged, self._stopping = threading.Event(), threading.Event()
+        self._registered = False
+        self._claim_at = self._seen_at = self._suspects_at = 0.0
+        self._stepping_since: float | None = None
+        self._rate: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        self.state = self._state()
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the step that is under way has taken; 0 between two steps."""
+        since = self._stepping_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def nudge(self) -> None:
+        """There may be work: look at once."""
+        self._nudged.set()
+
+    def ask_to_stop(self) -> None:
+        """Flush, release what is claimed, end; returns at once."""
+        self._stopping.set()
+        self._nudged.set()
+
+    def stop(self, seconds: float = _STOP_SECONDS) -> None:
+        """Ask to stop, and wait for it so long at most."""
+        self.ask_to_stop()
+        if self.is_alive():
+            self.join(seconds)
+
+    def run(self) -> None:
+        """The engine's whole life; never raises."""
+        try:
+            while not self._stopping.is_set():
+                self._turn_or_wait()
+            self._recorder.release()
+        except BaseException as error:  # whatever it was, the process that waits for us must know
+            bug = not isinstance(error, PenstockError)
+            log.error("worker.failed id=%s error=%s", self.worker_id, error, exc_info=bug)
+            self.error = error
+            self._give_up(error)
+            self._ended()
+        finally:
+            self._engine.close()
+            self.state = self._state()
+            self._leave()
+
+    def _give_up(self, error: BaseException) -> None:
+        """Leave the claims to others; the attempt counts, since one of them may have ended us."""
+        if isinstance(error, WorkerError) and error.code == "database":
+            return  # it would only be waited for again: the leases run out by themselves
+        with suppress(WorkerError):
+            store.release_worker(self._db, self.worker_id)
+
+    def _leave(self) -> None:
+        try:
+            store.stop_worker(self._db, self.worker_id)
+        except WorkerError as error:  # it will be forgotten, as one that is not seen
+            log.warning("worker.unsigned id=%s error=%s", self.worker_id, error)
+        log.info("worker.stopped id=%s model=%s", self.worker_id, self._model.folder.name)
+
+    def _turn_or_wait(self) -> None:
+        try:
+            self._turn()
+        except WorkerError as error:
+            if error.code != "database" or not self._lasting:
+                raise
+            # The leases are over, or nothing was held: when it is back, everything is claimed anew.
+            log.warning("database.away id=%s error=%s", self.worker_id, error)
+            self._engine.close()
+            self._blame.forget()
+            self._recorder.forget()
+            self._registered = False
+            self._stopping.wait(self._settings.poll_seconds)
+
+    def _turn(self) -> None:
+        self._show_life()
+        self._claim()
+        if self._engine.idle:
+            self._flush()
+            self._nudged.wait(self._settings.poll_seconds)
+            if self._nudged.is_set():
+                self._claim_at = 0.0
+            self._nudged.clear()
+            return
+        self._counters.step(self._engine.seated, self._engine.slots)
+        self._stepping_since = time.monotonic()
+        try:
+            self._recorder.record(self._blame.step())
+        except WorkerError as error:  # whoever is tried fails, even alone: it is the machine
+            self._recorder.release(error)
+            raise
+        finally:
+            self._stepping_since = None
+        if self._recorder.due:
+            self._flush()
+
+    def _claim(self) -> None:
+        """Claim in lots of a quarter of the slots at least, half of them ahead of need.
+
+        A suspect, claimed before without one new token, comes when nobody else would be suspected
+        with it; until it has stored a token nothing is claimed beside it. Where there is always
+        something to do, that moment is looked for every second.
+        """
+        slots, now = self._engine.slots, time.monotonic()
+        room = slots + slots // 2 - self._engine.load
+        enough, due = room >= max(1, slots // 4), room >= 0 and now >= self._suspects_at
+        if now < self._claim_at or not (enough or due):
+            return
+        clear = self._recorder.all_clear
+        if self._blame.trying or self._recorder.has_suspect or not (enough or clear):
+            return
+        claims = store.claim(
+            self._db,
+            model=self._model.folder.name,
+            worker_id=self.worker_id,
+            limit=max(room, 1),
+            lease_seconds=self._settings.lease_seconds,
+            job_id=self._job_id,
+            alone=clear,
+        )
+        if clear:
+            self._suspects_at = now + _SUSPECTS_INTERVAL_SECONDS
+        if not claims:
+            self._claim_at = now + self._settings.poll_seconds
+        self._counters.claims.inc(len(claims))
+        for claimed in claims:
+            self._admit(claimed)
+
+    def _admit(self, claimed: store.Claimed) -> None:
+        log.info(
+            "request.claimed id=%s epoch=%s model=%s",
+            claimed.request_id,
+            claimed.epoch,
+            claimed.model,
+        )
+        # Our own lease may have run out: what is still seated belongs to the claim before this one.
+        self._blame.cancel(claimed.request_id)
+        self._recorder.begin(claimed)
+        try:
+            completion = to_completion(claimed, self._model.template, self._model.tokenizer)
+            if completion.choices:
+                self._engine.admit(completion)
+        except RequestError as error:
+            self._recorder.fail(claimed.request_id, error)
+
+    def _flush(self) -> None:
+        for request_id in self._recorder.flush():
+            self._blame.cancel(request_id)
+        self.state = self._state()
+        while self._recorder.finished_jobs:
+            self._finished(self._recorder.finished_jobs.pop())
+
+    def _show_life(self) -> None:
+        if time.monotonic() < self._seen_at and self._registered:
+            return
+        if not self._registered:
+            self._register()
+        self._seen_at = time.monotonic() + _SEEN_INTERVAL_SECONDS
+        state = self.state = self._state()
+        store.see_worker(
+            self._db,
+            self.worker_id,
+            slots_used=state.slots_used,
+            tokens_per_second=state.tokens_per_second,
+            memory_bytes=resident_bytes(),
+        )
+
+    def _register(self) -> None:
+        info = store.WorkerInfo(
+            id=self.worker_id,
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            model=self._model.folder.name,
+            device=self._model.runner.device,
+            slots=self._engine.slots,
+        )
+        store.register_worker(self._db, info)
+        self._registered = True
+
+    def _state(self) -> EngineState:
+        """Made by this thread alone; others read the finished value."""
+        now, tokens, seated = time.monotonic(), self._recorder.tokens, self._engine.seated
+        self._rate.append((now, tokens))
+        while len(self._rate) > 2 and self._rate[0][0] < now - _RATE_SECONDS:
+            self._rate.popleft()
+        since, before = self._rate[0]
+        self._counters.seats(seated, self._engine.slots, tokens)
+        return EngineState(
+            worker_id=self.worker_id,
+            model=self._model.folder.name,
+            device=self._model.runner.device,
+            slots=self._engine.slots,
+            slots_used=seated,
+            claims=len(self._recorder.open),
+            tokens=tokens,
+            tokens_per_second=(tokens - before) / max(now - since, 1e-3),
+        )
+
+
+class _Counters:
+    """This model's metrics: looked up once, since a step comes a thousand times a second."""
+
+    def __init__(self, model: str) -> None:
+        self.claims = metrics.CLAIMS.labels(model)
+        self._steps, self._tokens = metrics.STEPS.labels(model), metrics.TOKENS.labels(model)
+        self._occupancy = metrics.OCCUPANCY.labels(model)
+        self._slots, self._used = metrics.SLOTS.labels(model), metrics.SLOTS_USED.labels(model)
+        self._model, self._counted = model, 0
+
+    def failed(self, code: str) -> None:
+        metrics.ERRORS.labels(self._model, code).inc()
+
+    def step(self, seated: int, slots: int) -> None:
+        self._steps.inc()
+        self._occupancy.observe(seated / slots)
+
+    def seats(self, seated: int, slots: int, tokens: int) -> None:
+        self._slots.set(slots)
+        self._used.set(seated)
+        self._tokens.inc(tokens - self._counted)
+        self._counted = tokens
