@@ -26,7 +26,7 @@ soak: $(INSTALLED)  ## the long forms, written into docs/reliability.md; the mut
 
 bench: $(INSTALLED)  ## the benchmark tables (peers: see benchmarks/README.md)
 	$(BIN)/python benchmarks/engine.py
-	$(BIN)/python benchmarks/queue.py
+	$(BIN)/python benchmarks/claims.py
 
 parity: $(INSTALLED) .venv-parity/installed  ## make the parity models anew, compare with transformers live
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && \

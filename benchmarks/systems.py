@@ -18,7 +18,7 @@ from sqlalchemy import text
 from stopwatch import Stopwatch, busy_cpu_seconds, own_cpu_seconds
 
 import workers.engine
-import workers.process
+import workers.engine_thread
 from orchestrator import lifecycle
 from orchestrator.db import store
 from orchestrator.db.database import Database
@@ -197,7 +197,7 @@ def _engine_calls(model: LoadedModel) -> tuple[tuple[str, Any, str], ...]:
 def _path_calls() -> tuple[tuple[str, Any, str], ...]:
     return (
         ("claim", store, "claim"),
-        ("admit", workers.process, "to_completion"),
+        ("admit", workers.engine_thread, "to_completion"),
         ("record", Recorder, "record"),
         ("flush", store, "flush"),
     )

@@ -1,4 +1,4 @@
-"""Claims, flushes, nudges and planning, each beside its peer: `python -m benchmarks.queue`.
+"""Claims, flushes, nudges and planning, each beside its peer: `python benchmarks/claims.py`.
 
 Three tables: claims/s and flushed tokens/s of 1 to 8 worker processes on SQLite and on PostgreSQL;
 seconds from submit to the first stored token, through Redis and by polling alone; seconds and
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # run by its path, this folder would hide the standard library's `queue`
+sys.path.insert(0, str(ROOT))  # its servers stand in tests/
 
 import json  # noqa: E402
 import multiprocessing  # noqa: E402
