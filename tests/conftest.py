@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 
 from orchestrator.db.database import Database
 from tests.servers import PostgresServer, create_database, drop_database
+
+# A shell without job control starts what it puts in the background with SIGINT ignored, and so
+# would be every process that the tests start: those that press Ctrl-C need its default back.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
