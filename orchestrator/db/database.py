@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from orchestrator.db.tables import to_json
 from orchestrator.errors import WorkerError
 
-SCHEMA = "0002"
+SCHEMA = "0003"
 """The newest revision in `migrations/versions`; a test holds the two equal."""
 
 SCHEMA_TABLE = "penstock_schema"

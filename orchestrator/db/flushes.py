@@ -36,6 +36,7 @@ from orchestrator.db.tables import (
     ChoiceRow,
     ChunkRow,
     JobRow,
+    Json,
     RequestRow,
     now,
     seconds_from_now,
@@ -142,16 +143,17 @@ def _write(
     tx: Connection, parts: Sequence[RequestWrite], held: Mapping[int, _Held], lease_seconds: float
 ) -> None:
     """Insert and update what passed the fence; each table in one statement."""
-    chunks = [_chunk_values(part.request_id, chunk) for part in parts for chunk in part.chunks]
+    chunks = [row for part in parts for row in _chunk_values(part, held[part.request_id])]
     if chunks:
         tx.execute(insert(ChunkRow), chunks)
     choices = [row for part in parts for row in _choice_values(part, held[part.request_id])]
     if choices:
         tx.execute(_CHOICE, choices)
-    going_on = [_request_values(part) for part in parts if part.outcome is None]
+    requests = [(part, _request_values(part, held[part.request_id])) for part in parts]
+    going_on = [row | {"b_lease": lease_seconds} for part, row in requests if part.outcome is None]
     if going_on:
-        tx.execute(_RENEW, [row | {"b_lease": lease_seconds} for row in going_on])
-    over = [_request_values(part) | _outcome(part) for part in parts if part.outcome is not None]
+        tx.execute(_RENEW, going_on)
+    over = [row | _outcome(part) for part, row in requests if part.outcome is not None]
     if over:
         tx.execute(_FINISH, over)
     usage = [_usage_values(part, part.usage) for part in parts if part.usage is not None]
@@ -159,7 +161,17 @@ def _write(
         tx.execute(_USAGE, usage)
 
 
-def _chunk_values(request_id: int, chunk: ChunkWrite) -> dict[str, object]:
+def _chunk_values(part: RequestWrite, held: _Held) -> list[dict[str, object]]:
+    # A chunk without tokens comes with its choice's end: so every position is above those before.
+    position = sum(held.n_tokens.values()) + sum(end is not None for end in held.ends.values())
+    rows: list[dict[str, object]] = []
+    for chunk in part.chunks:
+        rows.append(_chunk_row(part.request_id, chunk) | {"position": position})
+        position += max(len(chunk.token_ids), 1)
+    return rows
+
+
+def _chunk_row(request_id: int, chunk: ChunkWrite) -> dict[str, object]:
     return {
         "request_id": request_id,
         "choice": chunk.choice,
@@ -168,6 +180,7 @@ def _chunk_values(request_id: int, chunk: ChunkWrite) -> dict[str, object]:
         "token_ids": _blob(chunk),
         "text": chunk.text,
         "logprobs": chunk.logprobs if chunk.logprobs is None else list(chunk.logprobs),
+        "calls": chunk.calls if chunk.calls is None else list(chunk.calls),
     }
 
 
@@ -190,12 +203,15 @@ def _choice_values(part: RequestWrite, held: _Held) -> list[dict[str, object]]:
     return rows
 
 
-def _request_values(part: RequestWrite) -> dict[str, object]:
+def _request_values(part: RequestWrite, held: _Held) -> dict[str, object]:
+    # Whoever stored the first tokens has said it for all that come: a replay repeats it.
+    first = not any(held.n_tokens.values())
     return {
         "b_id": part.request_id,
         "b_idle": _idle_attempts(part),
         "b_new": any(len(chunk.token_ids) for chunk in part.chunks),
-        "b_fingerprint": part.system_fingerprint,
+        "b_fingerprint": part.system_fingerprint if first else None,
+        "b_warnings": (list(part.warnings) or None) if first else None,
     }
 
 
@@ -261,6 +277,7 @@ _REQUEST = (
         system_fingerprint=func.coalesce(
             bindparam("b_fingerprint", type_=String), RequestRow.system_fingerprint
         ),
+        warnings=func.coalesce(bindparam("b_warnings", type_=Json), RequestRow.warnings),
     )
 )
 _RENEW = _REQUEST.values(leased_until=seconds_from_now(bindparam("b_lease", type_=Double)))

@@ -165,7 +165,7 @@ def _insert_batch(
             _insert(
                 tx,
                 "requests",
-                ("id", "job_id", "item_id", "point_id", "seed", "n"),
+                ("id", "job_id", "item_id", "point_id", "seed", "n", "end_user"),
                 (
                     (
                         first + r.position,
@@ -174,6 +174,7 @@ def _insert_batch(
                         first + r.point.position,
                         r.seed,
                         r.n,
+                        r.user if r.user is None else storable(r.user, db.dialect),
                     )
                     for r in batch
                 ),

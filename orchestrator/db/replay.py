@@ -38,6 +38,7 @@ def envelope(db: Database, request_id: int) -> Envelope:
             RequestRow.job_id,
             RequestRow.created_at,
             RequestRow.system_fingerprint,
+            RequestRow.warnings,
             JobRow.model,
             JobRow.spec,
             PointRow.params,
@@ -57,6 +58,7 @@ def envelope(db: Database, request_id: int) -> Envelope:
         model=row.model,
         params={**_params(row.spec), **row.params},
         system_fingerprint=row.system_fingerprint,
+        warnings=tuple(row.warnings or ()),
     )
 
 
@@ -68,6 +70,7 @@ def envelope_of(
     model: str,
     params: Mapping[str, object],
     system_fingerprint: str | None,
+    warnings: tuple[str, ...] = (),
 ) -> Envelope:
     """The envelope of a request from its rows; `params` are the point's over the job's."""
     tier = params.get("service_tier")
@@ -80,6 +83,8 @@ def envelope_of(
         service_tier=tier if isinstance(tier, str) else None,
         include_usage=isinstance(options, Mapping) and bool(options.get("include_usage")),
         logprobs=bool(params.get("logprobs")),
+        calls="function" if params.get("functions") else "tools",
+        warnings=warnings,
     )
 
 

@@ -79,6 +79,8 @@ class Result:
     choices: tuple[ChoiceResult, ...]
     usage: UsageTotal | None
     scores: Mapping[str, Mapping[int, float]]
+    user: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Ungraded:
 def chunks_after(
     db: Database, request_id: int, seen: Mapping[int, int] | None = None
 ) -> list[StoredChunk]:
-    """The request's chunks not seen yet, in order of (token_start, choice).
+    """The request's chunks not seen yet, in the order in which they were stored.
 
     `seen`: choice -> `token_start` of the last chunk seen of it; a choice not in it starts anew.
     """
@@ -107,12 +109,17 @@ def chunks_after(
         return _chunks(rows, [request_id], ~or_(*begins) if begins else None)[request_id]
 
 
-def results(db: Database, job_id: str, *, page: int = PAGE) -> Iterator[Result]:
-    """The job's ended requests (succeeded, failed or cancelled) in order of item and point."""
+def results(
+    db: Database, job_id: str, *, user: str | None = None, page: int = PAGE
+) -> Iterator[Result]:
+    """The job's ended requests (succeeded, failed or cancelled) in order of item and point.
+
+    With `user` only those whose parameter `user` is exactly that.
+    """
     after = -1
     while True:
         with db.read() as rows:
-            found = _result_page(rows, job_id, after, page)
+            found = _result_page(rows, job_id, user, after, page)
         yield from found
         if len(found) < page:
             return
@@ -133,8 +140,10 @@ def ungraded(
         after = ids[-1]
 
 
-def _result_page(rows: Connection, job_id: str, after: int, page: int) -> list[Result]:
-    found = rows.execute(
+def _result_page(
+    rows: Connection, job_id: str, user: str | None, after: int, page: int
+) -> list[Result]:
+    wanted = (
         select(
             RequestRow.id,
             RequestRow.job_id,
@@ -145,6 +154,8 @@ def _result_page(rows: Connection, job_id: str, after: int, page: int) -> list[R
             RequestRow.system_fingerprint,
             RequestRow.error_code,
             RequestRow.error_message,
+            RequestRow.end_user,
+            RequestRow.warnings,
             JobRow.name.label("job_name"),
             JobRow.model,
             JobRow.spec,
@@ -164,7 +175,10 @@ def _result_page(rows: Connection, job_id: str, after: int, page: int) -> list[R
         )
         .order_by(RequestRow.id)
         .limit(page)
-    ).all()
+    )
+    if user is not None:
+        wanted = wanted.where(RequestRow.end_user == user)
+    found = rows.execute(wanted).all()
     ids = [row.id for row in found]
     choices, usage, scores = _choices(rows, ids), _usage(rows, ids), _scores(rows, ids)
     return [_result(row, choices[row.id], usage.get(row.id), scores[row.id]) for row in found]
@@ -197,6 +211,8 @@ def _result(
         choices=tuple(choices),
         usage=usage,
         scores=scores,
+        user=row.end_user,
+        warnings=tuple(row.warnings or ()),
     )
 
 
@@ -210,10 +226,13 @@ def _chunks(
         ChunkRow.n_tokens,
         ChunkRow.text,
         ChunkRow.logprobs,
+        ChunkRow.calls,
     ).where(ChunkRow.request_id.in_(ids))
     if only is not None:
         stored = stored.where(only)
-    stored = stored.order_by(ChunkRow.request_id, ChunkRow.token_start, ChunkRow.choice)
+    # What an older version stored has no position.
+    order = (ChunkRow.position, ChunkRow.token_start, ChunkRow.choice)
+    stored = stored.order_by(ChunkRow.request_id, *order)
     found: defaultdict[int, list[StoredChunk]] = defaultdict(list)
     for row in rows.execute(stored):
         found[row.request_id].append(StoredChunk(*row[1:]))

@@ -221,7 +221,10 @@ class ItemRow(Row):
 
 
 class RequestRow(Row):
-    """One item at one point. `epoch` is the fence: a claim raises it, every write names it."""
+    """One item at one point. `epoch` is the fence: a claim raises it, every write names it.
+
+    `end_user` is the parameter `user`; `warnings` say what of the request could not be kept to.
+    """
 
     __tablename__ = "requests"
     id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
@@ -244,6 +247,8 @@ class RequestRow(Row):
     finished_at: Mapped[datetime | None] = mapped_column(Instant)
     retry_at: Mapped[datetime | None] = mapped_column(Instant)
     failures: Mapped[int] = mapped_column(server_default="0")
+    end_user: Mapped[str | None] = mapped_column(Words)
+    warnings: Mapped[list[str] | None] = mapped_column(Json)
     __table_args__ = (
         Index("ix_requests_job_id_state_id", "job_id", "state", "id"),
         Index("ix_requests_item_id", "item_id"),
@@ -252,6 +257,7 @@ class RequestRow(Row):
         _index("ready", ("job_id", "id"), READY),
         _index("suspect", ("job_id", "id"), SUSPECT),
         _index("delayed", ("retry_at",), DELAYED),
+        _index("end_user", ("job_id", "end_user"), "end_user IS NOT NULL"),
     )
 
 
@@ -277,7 +283,12 @@ class ChoiceRow(Row):
 
 
 class ChunkRow(Row):
-    """What one flush stored of one choice. `token_ids`: little-endian int32, 4 bytes a token."""
+    """What one flush stored of one choice. `token_ids`: little-endian int32, 4 bytes a token.
+
+    `calls`: what came of calls, after the text: {index, name, arguments: ""} opens one,
+    {index, arguments} goes on with it. `position` rises, with gaps, in the order in which the
+    chunks of a request, of all its choices, were stored.
+    """
 
     __tablename__ = "chunks"
     request_id: Mapped[int] = mapped_column(Id, _request(), primary_key=True, autoincrement=False)
@@ -288,6 +299,8 @@ class ChunkRow(Row):
     text: Mapped[str] = mapped_column(Words)
     logprobs: Mapped[list[dict[str, object]] | None] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(Instant, server_default=now())
+    calls: Mapped[list[dict[str, object]] | None] = mapped_column(Json)
+    position: Mapped[int] = mapped_column(server_default="0")
     __table_args__ = ({"sqlite_with_rowid": False},)
 
 

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 class ChunkWrite:
     """New tokens of one choice: int32, shape (n,); n may be 0 in the choice's last chunk.
 
-    `text` is what these tokens released; `logprobs` one entry per token as the API shows them.
+    `text` is what these tokens released; `logprobs` one entry per token as the API shows them;
+    `calls` what came of calls, after the text: {index, name, arguments: ""} once for each, then
+    {index, arguments}.
     """
 
     choice: int
@@ -22,6 +24,7 @@ class ChunkWrite:
     token_ids: NDArray[np.int32]
     text: str
     logprobs: Sequence[Mapping[str, object]] | None = None
+    calls: Sequence[Mapping[str, object]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class RequestWrite:
     error: tuple[str, str] | None = None
     usage: UsageWrite | None = None
     system_fingerprint: str | None = None
+    warnings: tuple[str, ...] = ()
     idle_attempts: int | None = None
     waiting: bool = False
 

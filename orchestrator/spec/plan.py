@@ -41,7 +41,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """One item at one point; `seed` is an int64, `max_tokens` counts per choice (None: open)."""
+    """One item at one point; `seed` is an int64, `max_tokens` counts per choice (None: open).
+
+    `user` is the parameter of that name with its template filled.
+    """
 
     position: int
     item: Item
@@ -49,6 +52,7 @@ class PlannedRequest:
     seed: int
     n: int
     max_tokens: int | None
+    user: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class Plan:
                 position = item.position * len(self.points) + point.position
                 seed = request_seed(self.spec, item.position, point)
                 n, max_tokens = _n(self.spec, point), _max_tokens(self.spec, point)
-                yield PlannedRequest(position, item, point, seed, n, max_tokens)
+                user = _user(self.spec, item, point)
+                yield PlannedRequest(position, item, point, seed, n, max_tokens, user)
 
 
 def _merged(spec: JobSpec, point: Point, name: str) -> object:
@@ -104,6 +109,11 @@ def _n(spec: JobSpec, point: Point) -> int:
 def _max_tokens(spec: JobSpec, point: Point) -> int | None:
     max_tokens = _merged(spec, point, "max_tokens")
     return max_tokens if isinstance(max_tokens, int) else None
+
+
+def _user(spec: JobSpec, item: Item, point: Point) -> str | None:
+    user = _merged(spec, point, "user")
+    return templates.render(user, item.columns) if isinstance(user, str) else None
 
 
 def request_seed(spec: JobSpec, item_position: int, point: Point) -> int:
@@ -157,10 +167,14 @@ def plan(spec: JobSpec) -> Plan:
 
 
 def _kinds(spec: JobSpec) -> tuple[tuple[Values, int | None], ...]:
-    """One point for each different set of templates: the others render alike."""
+    """One point for each different set of templates: the others render alike.
+
+    Nor may the rendered messages suit one `response_format` and not another.
+    """
     kinds: dict[str, tuple[Values, int | None]] = {}
     for params, included in sweep.expand(spec.sweep):
-        templated = {name: params[name] for name in TEMPLATED if name in params}
+        names = (*TEMPLATED, "response_format")
+        templated = {name: params[name] for name in names if name in params}
         kinds.setdefault(sweep.same(templated), (params, included))
     return tuple(kinds.values())
 

@@ -127,7 +127,11 @@ def test_an_interrupted_migration_leaves_nothing(
         Database.open(empty_url)
     monkeypatch.undo()
     last = max((migrations() / "versions").glob("*.py"))
-    broken = last.read_text().replace("    _workers()\n", "    op.execute('SELECT oops')\n")
+    whole = last.read_text()
+    broken = whole.replace(
+        "\n\n\ndef downgrade", "\n    op.execute('SELECT oops')\n\n\ndef downgrade"
+    )
+    assert broken != whole
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "migrations"
         shutil.copytree(migrations(), copy)

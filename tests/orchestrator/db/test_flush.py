@@ -2,12 +2,13 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from orchestrator.db import store, views
+from orchestrator.db import replay, store, views
 from orchestrator.db.database import Database
 from orchestrator.db.store import ChoiceEnd, ChunkWrite, Claimed, RequestWrite, UsageWrite, flush
 from orchestrator.errors import WorkerError
@@ -40,6 +41,41 @@ def test_tokens_and_text_come_back_as_written(db: Database, claimed: Claimed) ->
     assert again.choices[0].token_ids.dtype == np.int32
     assert again.choices[1].token_ids.shape == (0,)
     assert again.created == claimed.created
+
+
+def test_calls_and_warnings_come_back_as_written_once(db: Database, claimed: Claimed) -> None:
+    calls = [{"index": 0, "name": "f", "arguments": ""}, {"index": 0, "arguments": '{"é": "'}]
+    more = [{"index": 0, "arguments": '\\""}'}]
+    both = (
+        ChunkWrite(0, 0, tokens(5, 6), "text", calls=calls),
+        ChunkWrite(1, 0, tokens(7), "only text"),
+    )
+    first = RequestWrite(
+        claimed.request_id,
+        claimed.epoch,
+        claimed.attempt,
+        chunks=both,
+        warnings=("one", "zwei \u2028"),
+        system_fingerprint="fp",
+    )
+    flush(db, [first], lease_seconds=60)
+    again = write(claimed, 2, (8,), "")
+    last = replace(again, chunks=(ChunkWrite(0, 2, tokens(), "", calls=more),))
+    for _ in range(2):  # the answer to the COMMIT was lost: both come again
+        flush(db, [first], lease_seconds=60)
+        flush(db, [last], lease_seconds=60)
+    found = views.chunks_after(db, claimed.request_id)
+    assert [(c.choice, c.text, c.calls) for c in found] == [
+        (0, "text", calls),
+        (1, "only text", None),
+        (0, "", more),
+    ]
+    end = write(claimed, outcome="failed", error=("a", "b"))  # says nothing of warnings
+    flush(db, [end], lease_seconds=60)
+    (result,) = views.results(db, claimed.job_id)
+    assert result.warnings == ("one", "zwei \u2028")
+    assert replay.envelope(db, claimed.request_id).warnings == result.warnings
+    assert rows(db, "SELECT count(*) FROM chunks WHERE calls IS NULL") == [(1,)]
 
 
 def test_the_tokens_of_any_byte_order_are_stored_little_endian(

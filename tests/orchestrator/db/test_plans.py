@@ -12,7 +12,7 @@ from orchestrator.db.database import Database
 from orchestrator.errors import NotFound, SpecError
 from orchestrator.spec.job import parse_job
 from orchestrator.spec.plan import Plan, PlannedRequest, plan
-from tests.orchestrator.db.builders import claim_some, rows, small_plan
+from tests.orchestrator.db.builders import claim_some, rows, run, small_plan
 
 COUNTS = (
     "SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM points), "
@@ -97,12 +97,43 @@ def test_any_text_survives_the_way_into_the_database(db: Database) -> None:
         def requests(self) -> Iterator[PlannedRequest]:
             for request in super().requests():
                 item = dataclasses.replace(request.item, custom_id="a\tb\\n é", columns=columns)
-                yield dataclasses.replace(request, item=item)
+                yield dataclasses.replace(request, item=item, user="a\0\\N b")
 
-    store.insert_job(db, as_kind(Strange, base))
+    job_id = store.insert_job(db, as_kind(Strange, base))
     (claimed,) = claim_some(db)
     assert claimed.columns == columns
+    run(db, "UPDATE requests SET state = 'failed'")
+    (result,) = views.results(db, job_id, user="a\0\\N b")
+    assert result.user == ("a\0\\N b" if db.dialect == "sqlite" else "a\ufffd\\N b")
     assert views.request(db, claimed.request_id).custom_id == "a\tb\\n é"
+
+
+def test_each_request_knows_for_whom_it_is(db: Database) -> None:
+    text = """
+name: users
+model: tiny
+dataset: {items: [{who: "ann"}, {who: "b' é"}, {who: ""}]}
+params:
+  messages: [{role: user, content: hello}]
+  user: "{{ who }}"
+sweep: {include: [{temperature: 0}, {temperature: 1, user: fixed}]}
+"""
+    job_id = store.insert_job(db, plan(parse_job(text, file="x.yaml", root=Path.cwd())))
+    stored = [user for (user,) in rows(db, "SELECT end_user FROM requests ORDER BY id")]
+    assert stored == ["ann", "fixed", "b' é", "fixed", "", "fixed"]
+    store.insert_job(db, small_plan(1, (0,)))
+    assert rows(db, "SELECT end_user FROM requests ORDER BY id")[-1] == (None,)
+    run(db, "UPDATE requests SET state = 'failed'")
+    for user, positions in (
+        ("ann", [0]),
+        ("b' é", [1]),
+        ("fixed", [0, 1, 2]),
+        ("", [2]),
+        ("x", []),
+    ):
+        found = list(views.results(db, job_id, user=user, page=2))
+        assert [result.item_position for result in found] == positions
+    assert [r.user for r in views.results(db, job_id, page=2)] == stored
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ STATES = ("queued", "running", "succeeded", "failed", "queued")
 
 
 def fill(db: Database) -> None:
-    """Two jobs of five requests in all states, one of them a suspect, as version 0001 had them."""
+    """Two jobs of five requests in all states, one of them a suspect."""
     blob = "x'05000000'" if db.dialect == "sqlite" else "'\\x05000000'"
     for k, paused in ((1, "NULL"), (2, "'2026-01-31 13:00:00.000'")):
         run(db, JOBS.format(k=k, paused=paused))
@@ -53,22 +53,30 @@ def fill(db: Database) -> None:
         " VALUES ('w', 'host', 1, 'tiny', 'cpu', 8)")  # fmt: skip
 
 
+@pytest.fixture(params=["0001", "0002"])
+def version(request: pytest.FixtureRequest) -> str:
+    """The schema before the upgrade."""
+    return str(request.param)
+
+
 @pytest.fixture
-def old_url(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A database of version 0001 with rows."""
+def old_url(empty_url: str, version: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database of an old version with rows."""
     with monkeypatch.context() as patched:
-        patched.setattr(database, "SCHEMA", "0001")
+        patched.setattr(database, "SCHEMA", version)
         with Database.open(empty_url) as db:
-            assert rows(db, f"SELECT version_num FROM {SCHEMA_TABLE}") == [("0001",)]
+            assert rows(db, f"SELECT version_num FROM {SCHEMA_TABLE}") == [(version,)]
             fill(db)
+            if version > "0001":
+                run(db, "INSERT INTO turns (job_id) SELECT id FROM jobs")
     return empty_url
 
 
 def test_an_old_database_goes_on_where_it_was(
-    old_url: str, monkeypatch: pytest.MonkeyPatch
+    old_url: str, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(database, "SCHEMA", "0001")
+        patched.setattr(database, "SCHEMA", version)
         with Database.open(old_url) as db:
             before = everything(db)
             jobs = rows(db, "SELECT id, number, name, created_at, paused_at, source FROM jobs")
@@ -97,6 +105,11 @@ def _go_on(db: Database) -> None:
     resumed = left_behind[10**9 + 1]
     assert (resumed.epoch, resumed.choices[0].token_ids.tolist()) == (2, [5])
     assert not flush(db, [write(resumed, 1, (6,), "b")], lease_seconds=60).lost
+    found = views.chunks_after(db, resumed.request_id)
+    assert [(chunk.text, chunk.calls) for chunk in found] == [("a", None), ("b", None)]
+    assert rows(
+        db, "SELECT count(*) FROM requests WHERE end_user IS NULL AND warnings IS NULL"
+    ) == [(10,)]
     store.resume_job(db, "job_2")
     store.retry_failed(db, "job_2")
     assert views.job_status(db, "job_2").queued == 4

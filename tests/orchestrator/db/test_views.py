@@ -1,6 +1,7 @@
 """What is read while a job runs and after it, by functions and by hand."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,20 +177,39 @@ def test_the_same_job_is_known_by_name_and_content(db: Database) -> None:
 DOCUMENTED = (Path(__file__).parents[3] / "docs" / "database.md").read_text(encoding="utf-8")
 
 
+def entry(token: str, logprob: float) -> dict[str, object]:
+    """As the API shows it."""
+    return {
+        "token": token,
+        "logprob": logprob,
+        "bytes": list(token.encode()),
+        "top_logprobs": [],
+    }
+
+
 def test_the_documented_queries_answer_while_a_job_runs(db: Database) -> None:
     store.insert_job(db, small_plan(2, (0, 1), name="arithmetic"))
     done, running, *_ = claim_some(db, 2)
     over = write(done, 0, (1,), "a", end="stop", whole="a", outcome="succeeded")
     usage = UsageWrite(9, 0, 2, 0)
-    flush(db, [over, write(running, 0, (1, 2), "héllo", usage=usage)], lease_seconds=60)
+    entries = [entry("h", -0.5), entry("éllo", -3.25)]
+    calls = [{"index": 0, "name": "f", "arguments": ""}]
+    chunk = ChunkWrite(0, 0, tokens(1, 2), "héllo", entries, calls)
+    flush(db, [over, replace(write(running, usage=usage), chunks=(chunk,))], lease_seconds=60)
     store.insert_scores(db, [store.ScoreWrite(done.request_id, 0, "correct", 0.5)])
-    progress, text, accuracy = re.findall(r"```sql\n(.*?)```", DOCUMENTED, re.DOTALL)
+    queries = re.findall(r"```sql\n(.*?)```", DOCUMENTED, re.DOTALL)
+    progress, text, accuracy, *two_kinds = queries
+    rarest = two_kinds[db.dialect == "postgresql"]
     with db.read() as connection:
         assert [tuple(row) for row in connection.exec_driver_sql(progress)] == [
             ("arithmetic", "running", 1, 4, 2)
         ]
         assert [tuple(row) for row in connection.exec_driver_sql(text)] == [("0", 1, 0, 2, "héllo")]
         ((position, _, grader, n, mean),) = connection.exec_driver_sql(accuracy)
+        assert [tuple(row) for row in connection.exec_driver_sql(rarest)] == [
+            (running.request_id, 0, "éllo", -3.25),
+            (running.request_id, 0, "h", -0.5),
+        ]
     assert (position, grader, n, mean) == (0, "correct", 1, 0.5)
 
 
