@@ -30,7 +30,8 @@ class ParameterError(SpecError):
 
     `message`, `param` and `code` are those of `{"error": {...}}`; `type` is always
     `invalid_request_error`. `where` is empty until a door (a file, a request line) puts its
-    place in front with `at`.
+    place in front with `at`. `path` is the place inside the request, finer than `param` where
+    the API names only the parameter.
     """
 
     type = "invalid_request_error"
@@ -41,19 +42,23 @@ class ParameterError(SpecError):
         Exception.__init__(self, f"{where}: {message}" if where else message)
         self.message, self.param, self.code = message, param, code
         self.where, self.expected, self.got = where, "", ""
+        self.path: tuple[str | int, ...] = ()
 
     def at(self, where: str) -> "ParameterError":
         """The same error with the place it was found at in front of its text."""
-        return ParameterError(self.message, self.param, self.code, where)
+        error = ParameterError(self.message, self.param, self.code, where)
+        error.expected, error.got, error.path = self.expected, self.got, self.path
+        return error
 
-    def to_json(self) -> dict[str, str | None]:
-        """The inner object of the API's error body; all four keys are present."""
-        return {
+    def to_json(self) -> dict[str, dict[str, str | None]]:
+        """The API's error body; all four keys are always present."""
+        error = {
             "message": self.message,
             "type": self.type,
             "param": self.param,
             "code": self.code,
         }
+        return {"error": error}
 
 
 class NotFound(PenstockError):

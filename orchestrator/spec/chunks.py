@@ -1,13 +1,14 @@
 """The chunk grammar: stored chunks to `chat.completion.chunk` objects, and those to a completion.
 
-Follows the reference's sections 3.1 to 3.4, 3.8, 3.9 and 3.11. Pure: the same rows yield the same
-objects, so a replay is the same bytes. Knows nothing of SQL, HTTP or tokens' ids.
+Follows the reference's sections 3.1 to 3.5, 3.8, 3.9 and 3.11. Pure: the same rows yield the same
+objects, so a replay is the same bytes. Knows nothing of SQL, HTTP, tokens' ids or of how a model
+writes its calls.
 """
 
 import hashlib
 import string
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Json = dict[str, Any]
@@ -19,7 +20,9 @@ class Envelope:
     """What every chunk of one completion repeats; `created` is in Unix seconds.
 
     `service_tier` is what the request asked for, None if it did not: the answer is always
-    `default`.
+    `default`. `calls` says in which form calls are told: `tools`, or the deprecated `function`.
+    `warnings` say what of the request could not be kept to; they are the key `warnings` of every
+    chunk and of the completion, which the hosted API does not have, and absent if there are none.
     """
 
     id: str
@@ -29,22 +32,29 @@ class Envelope:
     service_tier: str | None = None
     include_usage: bool = False
     logprobs: bool = False
+    calls: str = "tools"
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class StoredChunk:
-    """What one flush stored of one choice; `logprobs` are the API's entries of its tokens."""
+    """What one flush stored of one choice; `logprobs` are the API's entries of its tokens.
+
+    `calls` come after the text: {index, name, arguments: ""} opens a call, {index, arguments}
+    goes on with it.
+    """
 
     choice: int
     token_start: int
     n_tokens: int
     text: str
     logprobs: list[Json] | None = None
+    calls: list[Json] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceEnd:
-    """Why a choice ended: `stop` or `length`."""
+    """Why a choice ended: `stop`, `length`, `tool_calls` or `function_call`."""
 
     choice: int
     finish_reason: str
@@ -52,12 +62,21 @@ class ChoiceEnd:
 
 def completion_id(request_id: int, job_id: str = "") -> str:
     """`chatcmpl-` and 29 letters and digits, a pure function of the ids."""
-    digest = hashlib.blake2b(f"{job_id} {request_id}".encode(), digest_size=32).digest()
+    return f"chatcmpl-{_letters(f'{job_id} {request_id}', 29)}"
+
+
+def call_id(completion: str, choice: int, index: int) -> str:
+    """`call_` and 24 letters and digits, a pure function of the completion's id and the place."""
+    return f"call_{_letters(f'{completion} {choice} {index}', 24)}"
+
+
+def _letters(of: str, count: int) -> str:
+    digest = hashlib.blake2b(of.encode(), digest_size=32).digest()
     number, letters = int.from_bytes(digest, "big"), ""
-    for _ in range(29):
+    for _ in range(count):
         number, digit = divmod(number, len(_ALPHABET))
         letters += _ALPHABET[digit]
-    return f"chatcmpl-{letters}"
+    return letters
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> Json:
@@ -84,28 +103,104 @@ def stream(
 ) -> Iterator[Json]:
     """The `chat.completion.chunk` objects of one request, in the order of `chunks`.
 
-    New indices appear in ascending order from 0, each opened by its role; then every end in
-    order of its choice; then `usage`, if it is known and the envelope includes it. A choice
-    without an end gets no final chunk: it is still running.
+    New indices appear in ascending order from 0: what a choice says waits until those before it
+    have said something. Then every end in order of its choice; then `usage`, if it is known and
+    the envelope includes it. A choice without an end gets no final chunk: it is still running.
+    Whoever reads a request that runs hands in an iterator that ends when the request does.
     """
-    opened = 0
-    pending: dict[int, list[Json]] = {}
+    told = _Told(envelope)
     for chunk in chunks:
-        for index in range(opened, chunk.choice + 1):
-            yield _opening(envelope, index)
-        opened = max(opened, chunk.choice + 1)
-        entries = pending.pop(chunk.choice, []) + list(chunk.logprobs or [])
-        if chunk.text:
-            yield _choice(envelope, chunk.choice, {"content": chunk.text}, entries)
-        elif entries:
-            pending[chunk.choice] = entries
+        yield from told.chunk(chunk)
+    yield from told.rest()
     for end in sorted(ends, key=lambda end: end.choice):
-        for index in range(opened, end.choice + 1):
-            yield _opening(envelope, index)
-        opened = max(opened, end.choice + 1)
-        yield _choice(envelope, end.choice, {}, pending.get(end.choice), end.finish_reason)
+        yield from told.end(end)
     if envelope.include_usage and usage is not None:
         yield _chunk(envelope, []) | {"usage": dict(usage)}
+
+
+@dataclass(slots=True)
+class _Told:
+    """How far the telling of one request is.
+
+    `opened` choices have a role; `waiting` holds what later ones have said; `entries` are
+    log-prob entries of a choice that wait for its next text.
+    """
+
+    envelope: Envelope
+    opened: int = 0
+    waiting: dict[int, list[Json]] = field(default_factory=dict)
+    entries: dict[int, list[Json]] = field(default_factory=dict)
+
+    def chunk(self, chunk: StoredChunk) -> Iterator[Json]:
+        """What one stored chunk lets be told, of its choice and of those that waited for it."""
+        said = list(self._said(chunk))
+        if not said:
+            return
+        if chunk.choice < self.opened:
+            yield from said
+            return
+        self.waiting.setdefault(chunk.choice, []).extend(said)
+        while self.opened in self.waiting:
+            yield from self._open()
+
+    def rest(self) -> Iterator[Json]:
+        """What waited for a choice that has said nothing up to the end."""
+        while self.waiting:
+            yield from self._open()
+
+    def end(self, end: ChoiceEnd) -> Iterator[Json]:
+        """The last chunk of a choice."""
+        while self.opened <= end.choice:
+            yield from self._open()
+        entries = self.entries.pop(end.choice, None)
+        yield self._choice(end.choice, {}, entries, end.finish_reason)
+
+    def _open(self) -> Iterator[Json]:
+        """The role of the next choice, which a call brings along and a text does not."""
+        index, self.opened = self.opened, self.opened + 1
+        said = self.waiting.pop(index, [])
+        if said and "content" not in (choice := said[0]["choices"][0])["delta"]:
+            refusal = {"refusal": None} if self.envelope.calls == "tools" else {}
+            opening = {"role": "assistant", "content": None}
+            choice["delta"] = opening | choice["delta"] | refusal
+        else:
+            opening = {"role": "assistant", "content": "", "refusal": None}
+            yield self._choice(index, opening, [])
+        yield from said
+
+    def _said(self, chunk: StoredChunk) -> Iterator[Json]:
+        entries = self.entries.pop(chunk.choice, []) + list(chunk.logprobs or [])
+        if chunk.text:
+            yield self._choice(chunk.choice, {"content": chunk.text}, entries)
+        elif entries:
+            self.entries[chunk.choice] = entries
+        for call in chunk.calls or ():
+            for delta in self._call(chunk.choice, call):
+                yield self._choice(chunk.choice, delta, None)
+
+    def _call(self, choice: int, call: Mapping[str, Any]) -> Iterator[Json]:
+        """The header of a call where it has a name, then its arguments where it has some."""
+        index, header = call["index"], {"name": call.get("name"), "arguments": ""}
+        arguments = {"arguments": call["arguments"]}
+        if self.envelope.calls == "tools":
+            id = call_id(self.envelope.id, choice, index)
+            opens = {"index": index, "id": id, "type": "function", "function": header}
+            goes_on = {"index": index, "function": arguments}
+            header, arguments = {"tool_calls": [opens]}, {"tool_calls": [goes_on]}
+        else:
+            header, arguments = {"function_call": header}, {"function_call": arguments}
+        if call.get("name") is not None:
+            yield header
+        if call["arguments"]:
+            yield arguments
+
+    def _choice(
+        self, index: int, delta: Json, entries: list[Json] | None, reason: str | None = None
+    ) -> Json:
+        reported = self.envelope.logprobs and entries is not None
+        logprobs = {"content": entries, "refusal": None} if reported else None
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return _chunk(self.envelope, [choice])
 
 
 def _chunk(envelope: Envelope, choices: list[Json]) -> Json:
@@ -119,30 +214,8 @@ def _chunk(envelope: Envelope, choices: list[Json]) -> Json:
         "system_fingerprint": envelope.system_fingerprint,
         "choices": choices,
         **({"usage": None} if envelope.include_usage else {}),
+        **({"warnings": list(envelope.warnings)} if envelope.warnings else {}),
     }
-
-
-def _opening(envelope: Envelope, index: int) -> Json:
-    delta = {"role": "assistant", "content": "", "refusal": None}
-    return _choice(envelope, index, delta, [])
-
-
-def _choice(
-    envelope: Envelope,
-    index: int,
-    delta: Json,
-    entries: list[Json] | None,
-    finish_reason: str | None = None,
-) -> Json:
-    reported = envelope.logprobs and entries is not None
-    logprobs = {"content": entries, "refusal": None} if reported else None
-    choice = {
-        "index": index,
-        "delta": delta,
-        "logprobs": logprobs,
-        "finish_reason": finish_reason,
-    }
-    return _chunk(envelope, [choice])
 
 
 def fold(chunks: Iterable[Mapping[str, Any]]) -> Json:
@@ -160,7 +233,7 @@ def fold(chunks: Iterable[Mapping[str, Any]]) -> Json:
             _fold_choice(choices, part)
     if not head:
         raise ValueError("there are no chunks to fold")
-    tier = {"service_tier": head["service_tier"]} if "service_tier" in head else {}
+    optional: Json = {key: head[key] for key in ("service_tier", "warnings") if key in head}
     return {
         "id": head["id"],
         "object": "chat.completion",
@@ -169,7 +242,7 @@ def fold(chunks: Iterable[Mapping[str, Any]]) -> Json:
         "choices": [_finished(choices[index]) for index in sorted(choices)],
         "usage": usage,
         "system_fingerprint": head["system_fingerprint"],
-        **tier,
+        **optional,
     }
 
 

@@ -25,6 +25,7 @@ from orchestrator.spec.templates import TEMPLATED
 KEYS = (
     "name", "model", "dataset", "params", "sweep", "graders", "limits", "seed", "priority",
 )  # fmt: skip
+ORDERED = ("functions", "response_format", "tools")
 LATER = ("jobs", "needs", "schedule")
 GRADER_TYPES = ("equals", "contains", "regex")
 _GRADER_KEYS = ("name", "type", "expected", "ignore_case", "strip")
@@ -115,13 +116,25 @@ def parse_job(text: str, *, file: str, root: Path) -> JobSpec:
     )
     name, model = str(value["name"]), str(params["model"])
     content = (
-        name, params, list(swept.lists.items()), swept.include, swept.exclude,
+        name, _ordered(params),
+        [(key, [_ordered({key: value})[key] for value in values])
+         for key, values in swept.lists.items()],
+        [_ordered(point) for point in swept.include],
+        [_ordered(match) for match in swept.exclude],
         [asdict(grader) for grader in graders], bounds.content(), seed, priority, dataset.sha256,
     )  # fmt: skip
     return JobSpec(
         name, model, dataset, params, swept, graders, bounds, seed, priority, text,
         _digest(content), read,
     )  # fmt: skip
+
+
+def _ordered(params: Values) -> Values:
+    """`params` with a text for what reaches the model or the answer in the order of its keys."""
+    return {
+        name: json.dumps(value) if name in ORDERED and value is not None else value
+        for name, value in params.items()
+    }
 
 
 def _digest(content: object) -> str:
@@ -180,7 +193,7 @@ def _check_points(read: Document, params: Values, swept: Sweep) -> None:
     for point, included in sweep.expand(swept):
         empty = False
         try:
-            parse_params(base | _outlined(point))
+            parse_params(base | _outlined(point), rendered=False)
         except ParameterError as error:
             raise at_point(read, error, swept, point, included) from None
         if swept.include:
@@ -200,7 +213,7 @@ def at_point(
     read: Document, error: ParameterError, swept: Sweep, point: Values, included: int | None
 ) -> SpecError:
     """The error with the place in the file that the parameter at this point comes from."""
-    path = path_of(error.param or "")
+    path = error.path or path_of(error.param or "")
     place = (*sweep.origin(swept, point, included, str(path[0])), *path[1:])
     if error.code == "missing_required_parameter":
         place = place[:-1]

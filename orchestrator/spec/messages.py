@@ -202,6 +202,15 @@ def _unanswered(position: int, ids: Sequence[object]) -> Refusal:
     )
 
 
+def mention(value: object, word: str) -> bool:
+    """Whether any message's text holds `word`, in upper or lower case; wrong shapes hold none."""
+    messages = value if isinstance(value, list | tuple) else ()
+    contents = [message.get("content") for message in messages if isinstance(message, Mapping)]
+    parts = [part for content in contents if isinstance(content, list | tuple) for part in content]
+    texts = contents + [part.get("text") for part in parts if isinstance(part, Mapping)]
+    return any(isinstance(text, str) and word in text.lower() for text in texts)
+
+
 def joined(value: Sequence[Message]) -> tuple[Message, ...]:
     """The messages with text parts joined without a separator; all else as received."""
     return tuple(

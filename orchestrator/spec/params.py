@@ -5,10 +5,13 @@ Texts, codes and their order are those of the reference (chat-completions-stream
 in where it is known.
 """
 
+import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from orchestrator.errors import ParameterError
 from orchestrator.spec import messages, refusals, tools
 from orchestrator.spec.messages import Message
 from orchestrator.spec.refusals import Rank, Refusal
@@ -75,20 +78,50 @@ NULLABLE = frozenset(
 )
 
 
-def parse_params(raw: Mapping[str, object], *, vocab_size: int | None = None) -> ChatParams:
+def parse_body(body: bytes | str) -> dict[str, object]:
+    """A request's JSON text as the object that `parse_params` takes.
+
+    Raises `ParameterError` where it is no JSON object in UTF-8: NaN, Infinity, numbers beyond
+    doubles and halves of surrogate pairs are not JSON here.
+    """
+    try:
+        text = body.decode() if isinstance(body, bytes) else body
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict):
+        return value
+    error = ParameterError("We could not parse the JSON body of your request.")
+    error.expected, error.got = "a JSON object", "something else"
+    raise error
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(word)
+
+
+def _finite(digits: str) -> float:
+    return number if math.isfinite(number := float(digits)) else _no_number(digits)
+
+
+def parse_params(
+    raw: Mapping[str, object], *, vocab_size: int | None = None, rendered: bool = True
+) -> ChatParams:
     """`raw` (plain JSON values) as `ChatParams`.
 
     Raises `ParameterError` with the first failure in the reference's order; its `expected` and
     `got` say the same in plain words. `stream` may be left out: it is true here.
-    `vocab_size`, where known, bounds the keys of `logit_bias`.
+    `vocab_size`, where known, bounds the keys of `logit_bias`. `rendered` is false where the
+    messages' words are not final: what depends on them is not checked then.
     """
-    refusal = refusals.first(_check(raw, vocab_size))
+    refusal = refusals.first(_check(raw, vocab_size, rendered))
     if refusal:
         raise refusal.error()
     return _parsed({key: value for key, value in raw.items() if value is not None})
 
 
-def _check(raw: Mapping[str, object], vocab_size: int | None) -> Iterator[Refusal]:
+def _check(raw: Mapping[str, object], vocab_size: int | None, rendered: bool) -> Iterator[Refusal]:
     yield from refusals.keys(raw, "", NAMES, ("messages", "model"))
     given = {key: value for key, value in raw.items() if value is not None or key not in NULLABLE}
     if "messages" in given:
@@ -108,6 +141,20 @@ def _check(raw: Mapping[str, object], vocab_size: int | None) -> Iterator[Refusa
     yield from _logit_bias(given, vocab_size)
     yield from _top_logprobs(given)
     yield from tools.check(given)
+    if rendered:
+        yield from _json_word(given)
+
+
+def _json_word(given: Mapping[str, object]) -> Iterator[Refusal]:
+    shape = given.get("response_format")
+    asked = isinstance(shape, Mapping) and shape.get("type") == "json_object"
+    if asked and not messages.mention(given.get("messages"), "json"):
+        text = (
+            "'messages' must contain the word 'json' in some form, to use 'response_format' of "
+            "type 'json_object'."
+        )
+        plain = "the word 'json' in a message, as 'response_format' is of type 'json_object'"
+        yield Refusal(Rank.JSON_WORD, text, "messages", None, plain, "none")
 
 
 def _words(given: Mapping[str, object]) -> Iterator[Refusal]:
@@ -141,9 +188,7 @@ def _stop(given: Mapping[str, object]) -> Iterator[Refusal]:
 def _stop_string(path: str, value: object) -> Iterator[Refusal]:
     yield from refusals.string(path, value)
     if value == "":
-        text = f"Invalid '{path}': empty string. Expected a string with minimum length 1."
-        plain = "a string of at least 1 character"
-        yield Refusal(Rank.VALUE, text, path, "invalid_value", plain, "''")
+        yield refusals.empty_string(path)
 
 
 def _stream_options(given: Mapping[str, object]) -> Iterator[Refusal]:

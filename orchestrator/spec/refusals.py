@@ -13,7 +13,8 @@ from enum import IntEnum
 
 from orchestrator.errors import ParameterError
 
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+NAME = re.compile(r"[a-zA-Z0-9_-]+")
+MAX_NAME = 64
 SHOWN = 60
 KeyPath = tuple[str | int, ...]
 
@@ -36,12 +37,17 @@ class Rank(IntEnum):
     NAMED = 12
     TOGETHER = 13
     SEQUENCE = 14
-    UNSUPPORTED = 15
+    JSON_WORD = 15
+    SCHEMA = 16
+    FUNCTION_SCHEMA = 17
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One failure: `message`, `param`, `code` as the API says it; `expected`, `got` for a file."""
+    """One failure: `message`, `param`, `code` as the API says it; `expected`, `got` for a file.
+
+    `path` is the exact place, where `param` names only the parameter it lies in.
+    """
 
     rank: Rank
     message: str
@@ -49,10 +55,12 @@ class Refusal:
     code: str | None
     expected: str
     got: str
+    path: KeyPath = ()
 
     def error(self) -> ParameterError:
         error = ParameterError(self.message, self.param, self.code)
         error.expected, error.got = self.expected, self.got
+        error.path = self.path or path_of(self.param)
         return error
 
 
@@ -202,10 +210,29 @@ def string(path: str, value: object) -> Iterator[Refusal]:
         yield wrong_type(path, "a string", value)
 
 
+def empty_string(path: str) -> Refusal:
+    message = (
+        f"Invalid '{path}': empty string. Expected a string with minimum length 1, "
+        "but got an empty string instead."
+    )
+    return Refusal(
+        Rank.LENGTH, message, path, "empty_string", "a string of at least 1 character", "''"
+    )
+
+
 def name(path: str, value: object) -> Iterator[Refusal]:
     """The name of a participant, tool, function or schema."""
     if not isinstance(value, str):
         yield wrong_type(path, "a string", value)
+    elif not value:
+        yield empty_string(path)
+    elif len(value) > MAX_NAME:
+        message = (
+            f"Invalid '{path}': string too long. Expected a string with maximum length "
+            f"{MAX_NAME}, but got a string with length {len(value)} instead."
+        )
+        code, plain = "string_above_max_length", f"at most {MAX_NAME} characters"
+        yield Refusal(Rank.LENGTH, message, path, code, plain, str(len(value)))
     elif not NAME.fullmatch(value):
         message = (
             f"Invalid '{path}': string does not match pattern. "

@@ -1,14 +1,13 @@
 """Tools, functions and response formats: their shape.
 
 Checks what the reference's sections 1.1, 5 and 6 say of the shape and of what may stand with
-what. Knows nothing of grammars: constrained decoding is not supported yet, so whatever asks for
-it is refused last, after every other refusal.
+what; a schema inside is checked by `schemas`. Knows nothing of grammars.
 """
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
-from orchestrator.spec import refusals
+from orchestrator.spec import refusals, schemas
 from orchestrator.spec.refusals import Rank, Refusal
 
 MAX_TOOLS = 128
@@ -33,15 +32,6 @@ def check(raw: Mapping[str, object]) -> Iterator[Refusal]:
         )
     if "response_format" in raw:
         yield from _response_format(raw["response_format"])
-    for key in ("tools", "functions"):
-        if key in raw:
-            yield _unsupported(key, f"no '{key}'", "a list")
-
-
-def _unsupported(path: str, expected: str, got: str) -> Refusal:
-    text = f"'{path}' is not yet supported."
-    plain = f"{expected} (more is not yet supported)"
-    return Refusal(Rank.UNSUPPORTED, text, path, "unsupported_parameter", plain, got)
 
 
 def _only_with(path: str, other: str, rank: Rank) -> Refusal:
@@ -94,10 +84,23 @@ def _function(path: str, function: object, allowed: tuple[str, ...]) -> Iterator
         yield from refusals.name(f"{path}.name", function["name"])
     if "description" in function:
         yield from refusals.string(f"{path}.description", function["description"])
-    if "parameters" in function and not isinstance(function["parameters"], Mapping):
-        yield refusals.wrong_type(f"{path}.parameters", "an object", function["parameters"])
     if function.get("strict") is not None:
         yield from refusals.boolean(f"{path}.strict", function["strict"])
+    if "parameters" in function:
+        yield from _parameters(f"{path}.parameters", function)
+
+
+def _parameters(path: str, function: Mapping[str, object]) -> Iterator[Refusal]:
+    schema = function["parameters"]
+    if not isinstance(schema, Mapping):
+        yield refusals.wrong_type(path, "an object", schema)
+    elif fault := schemas.fault(schema, strict=function.get("strict") is True, arguments=True):
+        text = f"Invalid schema for function '{function.get('name')}': {fault.reason}"
+        place = (*refusals.path_of(path), *fault.path)
+        yield Refusal(
+            Rank.FUNCTION_SCHEMA, text, path, "invalid_function_parameters",
+            fault.expected, fault.got, place,
+        )  # fmt: skip
 
 
 def _length(path: str, length: int) -> Iterator[Refusal]:
@@ -183,8 +186,6 @@ def _response_format(value: object) -> Iterator[Refusal]:
         yield from _schema(f"{path}.{kind}", value.get(kind))
     else:
         yield from refusals.keys(value, path, ("type",), ("type",))
-    if isinstance(kind, str) and kind in _FORMATS[1:]:
-        yield _unsupported(f"{path}", "type 'text'", f"'{kind}'")
 
 
 def _schema(path: str, value: object) -> Iterator[Refusal]:
@@ -197,7 +198,12 @@ def _schema(path: str, value: object) -> Iterator[Refusal]:
         yield from refusals.name(f"{path}.name", value["name"])
     if "description" in value:
         yield from refusals.string(f"{path}.description", value["description"])
-    if "schema" in value and not isinstance(value["schema"], Mapping):
-        yield refusals.wrong_type(f"{path}.schema", "an object", value["schema"])
     if value.get("strict") is not None:
         yield from refusals.boolean(f"{path}.strict", value["strict"])
+    schema = value.get("schema", {})
+    if not isinstance(schema, Mapping):
+        yield refusals.wrong_type(f"{path}.schema", "an object", schema)
+    elif "schema" in value and (fault := schemas.fault(schema, strict=value.get("strict") is True)):
+        text = f"Invalid schema for response_format '{value.get('name')}': {fault.reason}"
+        place = (*refusals.path_of(f"{path}.schema"), *fault.path)
+        yield Refusal(Rank.SCHEMA, text, "response_format", None, fault.expected, fault.got, place)

@@ -1,11 +1,14 @@
 """A job's YAML to its spec: what is read, where, and what tells one job from another."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.job import GraderSpec, JobSpec, Limits, parse_job
+from orchestrator.spec.plan import plan
 from orchestrator.spec.sweep import Sweep
 
 HEAD = "name: a\nmodel: tiny\n"
@@ -85,6 +88,24 @@ name: a
 def test_content_changes_the_digest(more: str) -> None:
     others = [HEAD + PARAMS, HEAD + PARAMS + "seed: 2\n"]
     assert parse(HEAD + PARAMS + more).digest not in [parse(other).digest for other in others]
+
+
+@pytest.mark.parametrize("place", ["response_format", "tools", "functions", "sweep"])
+def test_order_inside_a_schema_changes_the_digest_as_it_changes_the_answer(place: str) -> None:
+    digests = set()
+    for names in ("ab", "ba"):
+        schema = {"type": "object", "properties": {name: {"type": "string"} for name in names}}
+        shape = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+        function = {"name": "f", "parameters": schema}
+        value: Any = {
+            "response_format": shape, "tools": [{"type": "function", "function": function}],
+            "functions": [function], "sweep": {"response_format": [shape]},
+        }[place]  # fmt: skip
+        job = {"name": "j", "model": "tiny", "params": {"messages": [
+            {"role": "user", "content": "Hi"}]}}  # fmt: skip
+        (job if place == "sweep" else job["params"])[place] = value  # type: ignore[index]
+        digests.add(parse(json.dumps(job)).digest)
+    assert len(digests) == 2
 
 
 def test_order_of_a_sweep_changes_the_digest() -> None:
@@ -168,3 +189,14 @@ def _read_or_refuse(change: dict[str, str]) -> None:
         assert error.where.startswith("jobs/x.yaml:")
         assert error.expected
         assert error.got
+
+
+@pytest.mark.parametrize("content", ["As {{ form }}", "As JSON: {{ form }}", "As json"])
+def test_the_word_json_may_come_with_the_item(content: str) -> None:
+    job = {
+        "name": "j", "model": "tiny", "dataset": {"items": [{"form": "Json"}]},
+        "params": {"messages": [{"role": "user", "content": content}],
+                   "response_format": {"type": "json_object"}},
+    }  # fmt: skip
+    spec = parse_job(json.dumps(job), file="j.yaml", root=Path())
+    assert plan(spec).n_requests == 1

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ParameterError
-from orchestrator.spec.params import NAMES, NULLABLE, ChatParams, parse_params
+from orchestrator.spec.params import NAMES, NULLABLE, ChatParams, parse_body, parse_params
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -21,7 +21,10 @@ def refused(raw: dict[str, Any], **options: Any) -> ParameterError:
         parse_params(raw, **options)
     assert error.value.expected
     assert error.value.got
-    assert error.value.to_json()["type"] == "invalid_request_error"
+    body = error.value.to_json()
+    assert list(body) == ["error"]
+    assert list(body["error"]) == ["message", "type", "param", "code"]
+    assert body["error"]["type"] == "invalid_request_error"
     return error.value
 
 
@@ -147,17 +150,81 @@ CASES: list[tuple[dict[str, Any], str, str | None, str | None]] = [
     ({"functions": [{"name": "f"}], "function_call": {"name": "g"}},
      "Invalid value for 'function_call': 'g' is not one of the provided functions.",
      "function_call", None),
+    ({"tools": [TOOL], "functions": [{"name": "f"}], "function_call": {"name": "g"}},
+     "Invalid value for 'function_call': 'g' is not one of the provided functions.",
+     "function_call", None),
     ({"tools": [TOOL], "functions": [{"name": "f"}]},
      "'functions' is not allowed when 'tools' are specified.", "functions", None),
     ({"tools": [TOOL, TOOL]}, "Invalid 'tools': the name 'f' is used more than once.",
      "tools", None),
-    ({"tools": [TOOL]}, "'tools' is not yet supported.", "tools", "unsupported_parameter"),
-    ({"functions": [{"name": "f"}]}, "'functions' is not yet supported.", "functions",
-     "unsupported_parameter"),
-    ({"response_format": {"type": "json_object"}}, "'response_format' is not yet supported.",
-     "response_format", "unsupported_parameter"),
-    ({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {}}}},
-     "'response_format' is not yet supported.", "response_format", "unsupported_parameter"),
+    ({"functions": [{"name": "f"}, {"name": "f"}]},
+     "Invalid 'functions': the name 'f' is used more than once.", "functions", None),
+    ({"functions": [{"name": "f"}], "function_call": "required"},
+     "Invalid value: 'required'. Supported values are: 'none' and 'auto'.",
+     "function_call", "invalid_value"),
+    ({"functions": [{"name": "f", "strict": True}]}, "Unknown parameter: 'functions[0].strict'.",
+     "functions[0].strict", "unknown_parameter"),
+    ({"tools": [TOOL] * 129},
+     "Invalid 'tools': array too long. Expected an array with maximum length 128, "
+     "but got an array with length 129 instead.", "tools", "array_above_max_length"),
+    ({"functions": []},
+     "Invalid 'functions': empty array. Expected an array with minimum length 1, "
+     "but got an empty array instead.", "functions", "empty_array"),
+    ({"tools": [{"type": "function", "function": {"name": "f" * 65}}]},
+     "Invalid 'tools[0].function.name': string too long. Expected a string with maximum "
+     "length 64, but got a string with length 65 instead.",
+     "tools[0].function.name", "string_above_max_length"),
+    ({"tools": [{"type": "function", "function": {"name": ""}}]},
+     "Invalid 'tools[0].function.name': empty string. Expected a string with minimum length 1, "
+     "but got an empty string instead.", "tools[0].function.name", "empty_string"),
+    ({"stop": ["a", ""]},
+     "Invalid 'stop[1]': empty string. Expected a string with minimum length 1, "
+     "but got an empty string instead.", "stop[1]", "empty_string"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "strict": 1}}]},
+     "Invalid type for 'tools[0].function.strict': expected a boolean, "
+     "but got an integer instead.", "tools[0].function.strict", "invalid_type"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]},
+     "Invalid type for 'tools[0].function.parameters': expected an object, "
+     "but got an array instead.", "tools[0].function.parameters", "invalid_type"),
+    ({"tools": [{"type": "code"}]}, "Missing required parameter: 'tools[0].function'.",
+     "tools[0].function", "missing_required_parameter"),
+    ({"tools": [{"type": "code", "function": {"name": "f"}}]},
+     "Invalid value: 'code'. Supported value is: 'function'.", "tools[0].type", "invalid_value"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {}}},
+     "Missing required parameter: 'tool_choice.function.name'.", "tool_choice.function.name",
+     "missing_required_parameter"),
+    ({"response_format": {"type": "json_object"}},
+     "'messages' must contain the word 'json' in some form, to use 'response_format' of type "
+     "'json_object'.", "messages", None),
+    ({"response_format": {"type": "json_schema"}},
+     "Missing required parameter: 'response_format.json_schema'.",
+     "response_format.json_schema", "missing_required_parameter"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+     "Missing required parameter: 'response_format.json_schema.name'.",
+     "response_format.json_schema.name", "missing_required_parameter"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}},
+     "Invalid 'response_format.json_schema.name': string does not match pattern. "
+     "Expected a string that matches the pattern '^[a-zA-Z0-9_-]+$'.",
+     "response_format.json_schema.name", "invalid_value"),
+    ({"response_format": {"type": "text", "json_schema": {"name": "s"}}},
+     "Unknown parameter: 'response_format.json_schema'.", "response_format.json_schema",
+     "unknown_parameter"),
+    ({"response_format": {"type": "json_schema", "json_schema": {
+        "name": "s", "schema": {"type": "object"}, "strict": True}}},
+     "Invalid schema for response_format 's': In context=(), 'additionalProperties' is required "
+     "to be supplied and to be false.", "response_format", None),
+    ({"response_format": {"type": "json_schema", "json_schema": {
+        "name": "s", "schema": {"type": "strin"}}}},
+     "Invalid schema for response_format 's': 'strin' is not valid under any of the given "
+     "schemas.", "response_format", None),
+    ({"tools": [TOOL, {"type": "function", "function": {
+        "name": "g", "parameters": {"type": "object"}, "strict": True}}]},
+     "Invalid schema for function 'g': In context=(), 'additionalProperties' is required "
+     "to be supplied and to be false.", "tools[1].function.parameters",
+     "invalid_function_parameters"),
+    ({"functions": [{"name": "f", "parameters": {"type": "string"}}]},
+     "Invalid schema for function 'f': schema must be a JSON Schema of 'type: \"object\"', "
+     "got 'type: \"string\"'.", "functions[0].parameters", "invalid_function_parameters"),
     ({"response_format": {"type": "xml"}},
      "Invalid value: 'xml'. Supported values are: 'text', 'json_object', and 'json_schema'.",
      "response_format.type", "invalid_value"),
@@ -191,32 +258,115 @@ def test_vocabulary_bounds_logit_bias() -> None:
     assert parse_params(raw, vocab_size=100266).logit_bias == {100265: 1.0}
 
 
+ABSENT = object()
+NAMELESS = {"type": "function", "function": {"name": "a b"}}
+OPEN_CALL = {"role": "assistant", "tool_calls": [
+    {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}  # fmt: skip
+LOOSE = {"type": "object"}
+ROWS: list[dict[str, Any]] = [  # one failure for each row of the reference's table, in its order
+    {"zebra": 1},
+    {"messages": ABSENT},
+    {"seed": "x"},
+    {"service_tier": "x"},
+    {"temperature": 3},
+    {"stop": []},
+    {"tools": [NAMELESS]},
+    {"logit_bias": {"x": 1}},
+    {"top_logprobs": 3},
+    {"tool_choice": "auto"},
+    {"parallel_tool_calls": True},
+    {"function_call": "auto"},
+    {"functions": [{"name": "f"}], "function_call": {"name": "g"}},
+    {"tools": [TOOL], "functions": [{"name": "f"}]},
+    {"messages": [*MESSAGES, OPEN_CALL]},
+    {"response_format": {"type": "json_object"}},
+    {"response_format": {"type": "json_schema", "json_schema": {
+        "name": "s", "schema": LOOSE, "strict": True}}},
+    {"tools": [{"type": "function", "function": {
+        "name": "f", "parameters": LOOSE, "strict": True}}]},
+]  # fmt: skip
+
+
+def with_given(given: dict[str, Any]) -> dict[str, Any]:
+    raw = {"messages": MESSAGES, "model": "tiny", **given}
+    return {key: value for key, value in raw.items() if value is not ABSENT}
+
+
 def test_the_first_row_of_the_reference_wins() -> None:
-    """One failure per row of the table; repaired one by one, they appear in the table's order."""
-    raw: dict[str, Any] = {
-        "tools": [{"type": "function", "function": {"name": "a b"}}], "tool_choice": "auto",
-        "function_call": "auto", "top_logprobs": 3, "logit_bias": {"x": 1}, "stop": [],
-        "temperature": 3, "service_tier": "x", "seed": "x", "model": "tiny", "zebra": 1,
-    }  # fmt: skip
-    repairs: list[tuple[str, dict[str, Any]]] = [
-        ("unknown_parameter", {"zebra": None}),
-        ("missing_required_parameter", {"messages": MESSAGES}),
-        ("invalid_type", {"seed": 1}),
-        ("invalid_value", {"service_tier": "auto"}),
-        ("decimal_above_max_value", {"temperature": 1}),
-        ("empty_array", {"stop": "x"}),
-        ("invalid_value", {"tools": [TOOL]}),
-        ("logit_bias", {"logit_bias": None}),
-        ("top_logprobs", {"logprobs": True}),
-        ("function_call", {"function_call": None}),
-        ("unsupported_parameter", {"tools": None, "tool_choice": None}),
-    ]
-    for wanted, repair in repairs:
-        error = refused(raw)
-        assert (error.code or error.param) == wanted
-        removed = {key for key, value in repair.items() if value is None}
-        raw = {key: value for key, value in {**raw, **repair}.items() if key not in removed}
-    assert parse_params(raw).seed == 1
+    """Of any two rows that fail together, the upper one is told."""
+    alone = [refused(with_given(given)).message for given in ROWS]
+    assert len(set(alone)) == len(ROWS)
+    pairs = 0
+    for lower, given in enumerate(ROWS):
+        for upper, before in enumerate(ROWS[:lower]):
+            cured = any(
+                {"tools", "functions"} & one.keys() and choice in other
+                for one, other in ((given, before), (before, given))
+                for choice in ("tool_choice", "parallel_tool_calls", "function_call")
+            )
+            if given.keys() & before.keys() or cured:
+                continue
+            assert refused(with_given({**given, **before})).message == alone[upper]
+            pairs += 1
+    assert pairs > 100
+
+
+def test_what_asks_for_calls_or_json_is_taken() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"],
+              "additionalProperties": False}  # fmt: skip
+    strict = {"name": "f", "description": "d", "parameters": schema, "strict": True}
+    tools = [{"type": "function", "function": strict}, {**TOOL, "function": {"name": "g"}}]
+    named = {"type": "function", "function": {"name": "g"}}
+    for choice in ("none", "auto", "required", named):
+        given = parse(tools=tools, tool_choice=choice, parallel_tool_calls=False)
+        assert (given.tools, given.tool_choice) == (tools, choice)
+        assert given.parallel_tool_calls is False
+    functions = [{"name": "f", "description": "d", "parameters": {}}]
+    for call in ("none", "auto", {"name": "f"}):
+        given = parse(functions=functions, function_call=call)
+        assert (given.functions, given.function_call) == (functions, call)
+    for inner in (
+        {"name": "s"},
+        {"name": "s", "description": "d", "schema": schema, "strict": True},
+        {"name": "s", "schema": {"type": "array", "uniqueItems": True}, "strict": None},
+    ):
+        shape = {"type": "json_schema", "json_schema": inner}
+        assert parse(response_format=shape, tools=tools).response_format == shape
+
+
+@pytest.mark.parametrize("content", ["as JSON", [{"type": "text", "text": "a Json"}]])
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_json_object_wants_its_word_in_any_message(role: str, content: object) -> None:
+    raw = {"messages": [*MESSAGES, {"role": role, "content": content}], "model": "tiny",
+           "response_format": {"type": "json_object"}}  # fmt: skip
+    assert parse_params(raw).response_format == {"type": "json_object"}
+
+
+def test_json_object_wants_its_word_only_where_the_words_are_final() -> None:
+    raw = {"messages": MESSAGES, "model": "tiny", "response_format": {"type": "json_object"}}
+    assert parse_params(raw, rendered=False).response_format == {"type": "json_object"}
+    refused(raw)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"1", b"null", b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e999}',
+     b'{"a": "\\ud800"}', b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"],
+)  # fmt: skip
+def test_a_body_that_is_no_json_object(body: bytes) -> None:
+    with pytest.raises(ParameterError) as error:
+        parse_body(body)
+    message = "We could not parse the JSON body of your request."
+    assert error.value.to_json() == {"error": {
+        "message": message, "type": "invalid_request_error", "param": None, "code": None,
+    }}  # fmt: skip
+    assert error.value.at("line 3").expected == error.value.expected != ""
+
+
+def test_a_body_is_what_its_json_says() -> None:
+    body = '{"model": "tiny", "messages": [{"role": "user", "content": "\\u00e9😀"}], "top_p": 1}'
+    assert parse_params(parse_body(body)) == parse_params(parse_body(body.encode()))
+    assert parse_params(parse_body(body)).messages[0]["content"] == "é😀"
 
 
 @pytest.mark.parametrize("value", ["x", 1, 1.5, True, [], {}, None, [1], {"a": 1}, math.inf, [[]]])
