@@ -37,6 +37,7 @@ class Settings:
     poll_seconds: float = 1.0
     grace_seconds: float = 20.0
     stall_seconds: float = 300.0
+    template_seconds: float = 2.0
     log: str = "warning"
 
     @classmethod
@@ -62,7 +63,14 @@ def _suggestion(variable: str, known: list[str]) -> str:
 
 
 _WHOLE = {"slots": 1, "threads": 0, "max_context": 16}
-_SECONDS = ("lease_seconds", "flush_seconds", "poll_seconds", "grace_seconds", "stall_seconds")
+_SECONDS = (
+    "lease_seconds",
+    "flush_seconds",
+    "poll_seconds",
+    "grace_seconds",
+    "stall_seconds",
+    "template_seconds",
+)
 _LEVELS = ("debug", "info", "warning", "error")
 
 

@@ -1,64 +1,59 @@
 """Messages to the prompt's text by the model's own chat template, and the tokens that end a turn.
 
-Knows nothing of jobs, sampling or devices. Templates come with model repositories and are not
-trusted: they run in jinja2's sandbox and see plain JSON values only. The environment is that of
-docs/chat-completions-streaming.md section 8, which reproduces the transformers library.
+Finds the template in the model's folder, as docs/chat-completions-streaming.md section 8 says;
+`workers.conversation` puts messages and tools into the form that templates know, and
+`workers.rendering` runs the template, which is not trusted, in a process with limits. Knows
+nothing of jobs, sampling or devices.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from orchestrator.errors import RequestError, WorkerError
+from workers.conversation import to_messages, to_tools
+from workers.rendering import Renderer, RenderError
+from workers.sandbox import LIMITS, Limits
 from workers.tokenizer import Tokenizer
 
-MAX_PROMPT_CHARACTERS = 16_000_000
-
-
-class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}` marks what a training run masks: here its body."""
-
-    tags = {"generation"}  # noqa: RUF012 - the attribute is jinja2's
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
+# Mistral's templates: "Tool call IDs should be alphanumeric strings with length 9!"
+_WANTS_SHORT_IDS = re.compile(r"id['\"\])]*\s*\|\s*length\s*[!=]=\s*9\b")
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A model's chat template; `tool_source` is used instead when tools are given."""
+    """A model's chat template; `tool_source` is used instead when tools are given.
+
+    Threads may share one. Its process ends with `close`, and with the last use of the template.
+    """
 
     source: str
     tool_source: str | None
-    _template: jinja2.Template
-    _tool_template: jinja2.Template
+    _renderer: Renderer
     _special_tokens: Mapping[str, Any]
 
     @classmethod
-    def load(cls, folder: Path) -> "ChatTemplate":
-        """Read the template of a model's folder.
+    def load(cls, folder: Path, limits: Limits = LIMITS) -> "ChatTemplate":
+        """Read the template of a model's folder, and compile it.
 
-        `chat_template.jinja` goes before `chat_template` of `tokenizer_config.json`, which is a
-        text or a list of {name, template} (`default`, and `tool_use` for requests with tools).
+        `chat_template.jinja` (with `additional_chat_templates/tool_use.jinja` for requests with
+        tools) goes before `chat_template` of `tokenizer_config.json`, which is a text or a list of
+        {name, template} (`default`, `tool_use`).
         WorkerError `model` if there is none or it does not compile.
         """
         config = _read_json(folder / "tokenizer_config.json")
         source, tool_source = _sources(folder, config)
-        template = _compiled(source, folder)
-        tool_template = template if tool_source is None else _compiled(tool_source, folder)
+        try:
+            renderer = Renderer([source] if tool_source is None else [source, tool_source], limits)
+        except RenderError as error:
+            reason = f"{folder}: the chat template is not valid: {error}"
+            raise WorkerError("model", reason) from error
         special_tokens = _special_tokens(_read_json(folder / "special_tokens_map.json") | config)
-        return cls(source, tool_source, template, tool_template, special_tokens)
+        return cls(source, tool_source, renderer, special_tokens)
 
     def render(
         self,
@@ -70,36 +65,42 @@ class ChatTemplate:
     ) -> str:
         """The prompt for `messages`, the template's own BOS included.
 
-        `now` is what `strftime_now` tells the template: give the request's own time, so that the
-        prompt is the same whenever it is rendered (without it: the current time, UTC). Raises
-        RequestError: `template_error` when the template refuses or fails, `unsupported_content`
-        for a part that is not text.
+        `tools` may be `functions` too. `now` is what `strftime_now` tells the template: give the
+        request's own time, so that the prompt is the same whenever it is rendered (without it:
+        the current time, UTC). Raises RequestError: `template_error` when the template refuses,
+        fails or goes beyond its limits, `unsupported_content` for a part that is not text; and
+        WorkerError `model` when its process cannot be started.
         """
-        template = self._tool_template if tools else self._template
+        tool_source = self.tool_source if tools else None
+        short_ids = _WANTS_SHORT_IDS.search(tool_source or self.source) is not None
         values = {
             **self._special_tokens,
-            "messages": [_plain(message, at) for at, message in enumerate(messages)],
-            "tools": list(tools) if tools else None,
+            "messages": to_messages(messages, short_ids=short_ids),
+            "tools": to_tools(tools),
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
-            "raise_exception": _raise_exception,
-            "strftime_now": _strftime(now or datetime.now(UTC)),
         }
         try:
-            return "".join(_bounded(template.generate(values)))
-        except RequestError:
-            raise
-        except Exception as error:  # a template is foreign code: whatever it raises is its error
-            text = str(error) or type(error).__name__
-            raise RequestError("template_error", f"chat template: {text}") from error
+            return self._renderer.render(
+                0 if tool_source is None else 1, values, now or datetime.now(UTC)
+            )
+        except RenderError as error:
+            raise RequestError("template_error", f"chat template: {error}") from error
+
+    def close(self) -> None:
+        """End the process that renders; another rendering would start another."""
+        self._renderer.close()
 
 
-def eos_token_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
+def eos_token_ids(
+    folder: Path, tokenizer: Tokenizer, template: ChatTemplate | None = None
+) -> frozenset[int]:
     """The tokens that end a completion: what the model's files name, and the template's turn end.
 
     `eos_token_id` of `generation_config.json` and of `genai_config.json`'s `model`, the
     tokenizer's `eos_token`, and the special token that the chat template (if there is one) writes
-    right after an assistant's message. Empty if none of them says anything.
+    right after an assistant's message. Empty if none of them says anything. `template` is the
+    folder's own where it is loaded already.
     """
     config = _read_json(folder / "special_tokens_map.json")
     config |= _read_json(folder / "tokenizer_config.json")
@@ -107,15 +108,16 @@ def eos_token_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     genai = _read_json(folder / "genai_config.json").get("model") or {}
     eos = tokenizer.token_id(str(_special_tokens(config).get("eos_token", "")))
     found = {*_ids(generation.get("eos_token_id")), *_ids(genai.get("eos_token_id")), eos}
-    found.add(_turn_end(folder, tokenizer))
+    found.add(_turn_end(folder, tokenizer, template))
     return frozenset(id for id in found if id is not None)
 
 
-def _turn_end(folder: Path, tokenizer: Tokenizer) -> int | None:
+def _turn_end(folder: Path, tokenizer: Tokenizer, template: ChatTemplate | None) -> int | None:
     answer = "An answer."
     messages = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": answer}]
     try:
-        text = ChatTemplate.load(folder).render(messages, add_generation_prompt=False)
+        template = template or ChatTemplate.load(folder)
+        text = template.render(messages, add_generation_prompt=False)
     except (RequestError, WorkerError):
         return None
     _, found, rest = text.rpartition(answer)
@@ -133,7 +135,9 @@ def _sources(folder: Path, config: Mapping[str, Any]) -> tuple[str, str | None]:
     """The text of the template, and of that for requests with tools if there is another."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return _read_text(path), None
+        # Where transformers writes the other templates of a list.
+        beside = folder / "additional_chat_templates" / "tool_use.jinja"
+        return _read_text(path), _read_text(beside) if beside.is_file() else None
     given = config.get("chat_template")
     if isinstance(given, str):
         return given, None
@@ -177,83 +181,3 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
         if key.endswith("_token")
     }
     return {key: value for key, value in found.items() if isinstance(value, str)}
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", _Generation],
-    )
-    environment.filters["tojson"] = _tojson
-    return environment
-
-
-def _compiled(source: str, folder: Path) -> jinja2.Template:
-    try:
-        return _environment().from_string(source)
-    except jinja2.TemplateError as error:
-        raise WorkerError("model", f"{folder}: the chat template is not valid: {error}") from error
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Plain JSON: jinja2's own filter escapes HTML and sorts the keys."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime(now: datetime) -> Callable[[str], str]:
-    return now.strftime
-
-
-def _bounded(pieces: Iterator[str]) -> Iterator[str]:
-    size = 0
-    for piece in pieces:
-        size += len(piece)
-        if size > MAX_PROMPT_CHARACTERS:
-            limit = f"{MAX_PROMPT_CHARACTERS} characters"
-            raise RequestError("template_error", f"chat template: the prompt exceeds {limit}")
-        yield piece
-
-
-def _plain(message: Mapping[str, Any], at: int) -> dict[str, Any]:
-    """The message as templates expect it: parts joined, arguments of calls as objects."""
-    plain = dict(message)
-    if isinstance(plain.get("content"), list):
-        parts = enumerate(plain["content"])
-        plain["content"] = "".join(_text(part, f"messages[{at}].content[{i}]") for i, part in parts)
-    if plain.get("tool_calls"):
-        plain["tool_calls"] = [_call(call) for call in plain["tool_calls"]]
-    return plain
-
-
-def _text(part: Mapping[str, Any], where: str) -> str:
-    kind = part.get("type")
-    if kind not in ("text", "refusal"):
-        raise RequestError("unsupported_content", f"{where}: expected text, got {kind!r}")
-    return str(part[kind])
-
-
-def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments are parsed because templates apply `tojson` to them; broken ones stay text."""
-    function = dict(call.get("function") or {})
-    try:
-        function["arguments"] = json.loads(function["arguments"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return dict(call)
-    return {**call, "function": function}

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from orchestrator.errors import RequestError, WorkerError
 from workers import chat
 from workers.chat import ChatTemplate, eos_token_ids
+from workers.sandbox import Limits
 from workers.tokenizer import Tokenizer
 
 CHATML = """\
@@ -141,11 +142,12 @@ def test_llama_3_with_tools(tmp_path: Path) -> None:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "42"},
     ]
-    tools = [{"type": "function", "function": {"name": "f"}}]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     template = ChatTemplate.load(folder_of(tmp_path, LLAMA3, bos_token="<s>"))
     assert template.render(messages, tools, now=NOON) == (
         "<s><|start_header_id|>system<|end_header_id|>\n\nToday Date: 06 Aug 2024\n\n<|eot_id|>"
-        '{\n    "type": "function",\n    "function": {\n        "name": "f"\n    }\n}\n\n'
+        '{\n    "type": "function",\n    "function": {\n        "name": "f",\n'
+        '        "parameters": {}\n    }\n}\n\n'
         "<|start_header_id|>user<|end_header_id|>\n\nHi <b> & 'you'<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
         '{"name": "f", "parameters": {"z": "é<>", "a": 1}}<|eot_id|>'
@@ -235,50 +237,50 @@ def test_what_a_template_does_wrong_is_the_requests_error(tmp_path: Path, templa
     assert caught.value.code == "template_error"
 
 
-def test_the_prompt_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "MAX_PROMPT_CHARACTERS", 1_000)
+def test_the_prompt_is_bounded(tmp_path: Path) -> None:
     endless = (
         "{% for i in range(90000) %}{% for j in range(90000) %}xxxxxxxxxx{% endfor %}{% endfor %}"
     )
+    template = ChatTemplate.load(folder_of(tmp_path, endless), Limits(characters=1_000))
     with pytest.raises(RequestError, match="exceeds 1000 characters") as caught:
-        render(tmp_path, endless)
+        template.render(TALK)
     assert caught.value.code == "template_error"
 
 
-# --- the messages
-
-
-def test_text_parts_are_joined_without_a_separator(tmp_path: Path) -> None:
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": " b"}]
-    refusal = [{"type": "refusal", "refusal": "no"}]
-    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": refusal}]
-    assert render(tmp_path, "{{ messages | map(attribute='content') | list }}", messages) == (
-        "['a b', 'no']"
-    )
-    assert messages[0]["content"] == parts
+# --- the messages, but for what is said in test_conversation.py
 
 
 def test_a_part_that_is_no_text_is_refused(tmp_path: Path) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:"}}
-    with pytest.raises(RequestError, match=r"messages\[0\]\.content\[1\]: expected text") as caught:
-        render(
-            tmp_path, CHATML, [{"role": "user", "content": [{"type": "text", "text": ""}, image]}]
-        )
+    with pytest.raises(RequestError, match=r"messages\[0\]\.content\[0\]: expected text") as caught:
+        render(tmp_path, CHATML, [{"role": "user", "content": [image]}])
     assert caught.value.code == "unsupported_content"
 
 
-@pytest.mark.parametrize("content", [None, ""])
-def test_an_assistants_absent_content_stays_as_it_is(tmp_path: Path, content: str | None) -> None:
-    messages = [{"role": "assistant", "content": content}]
-    assert render(tmp_path, "{{ messages[0].content is none }}", messages) == str(content is None)
+REFUSE = "{{ raise_exception('9!') }}{% endif %}"
 
 
-@pytest.mark.parametrize("arguments", ['{"a": 1', "", None, {"a": 1}])
-def test_arguments_that_are_no_json_stay_as_they_are(tmp_path: Path, arguments: object) -> None:
-    call = {"function": {"name": "f", "arguments": arguments}}
-    messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
-    template = "{{ messages[0].tool_calls[0].function.arguments }}"
-    assert render(tmp_path, template, messages) == str(arguments)
+@pytest.mark.parametrize(
+    "check",
+    [
+        "{% if not tool_call.id is defined or tool_call.id|length != 9 %}" + REFUSE,
+        "{% if not (tool_call['id'] | length == 9) %}" + REFUSE,
+    ],
+)
+def test_ids_are_made_short_where_the_template_insists(tmp_path: Path, check: str) -> None:
+    calls = [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}]
+    messages = [{"role": "assistant", "tool_calls": calls}, {"role": "tool", "tool_call_id": "x"}]
+    listed = "{% set tool_call = messages[0].tool_calls[0] %}{{ tool_call.id }}"
+    assert len(render(tmp_path, listed + check, messages)) == 9
+    assert render(tmp_path, listed, messages) == "call_1"
+
+
+def test_tools_and_functions_look_alike_to_the_template(tmp_path: Path) -> None:
+    function = {"name": "f", "parameters": {"type": "object"}}
+    for tools in ([function], [{"type": "function", "function": function}]):
+        assert render(tmp_path, "{{ tools | tojson }}", tools=tools) == (
+            '[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]'
+        )
 
 
 # --- where the template comes from
@@ -292,6 +294,15 @@ def test_the_file_goes_before_the_configuration(tmp_path: Path) -> None:
         "from the file é",
         "from the file {{ bos_token }}é",
     )
+
+
+def test_a_file_of_its_own_holds_the_template_for_tools(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("plain")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    loaded = ChatTemplate.load(tmp_path)
+    assert (loaded.source, loaded.tool_source) == ("plain", "tools")
+    assert loaded.render(TALK, [{"function": {"name": "f"}}]) == "tools"
 
 
 def test_a_list_names_the_template_for_tools(tmp_path: Path) -> None:
