@@ -12,6 +12,8 @@ the batch, nor the slot, nor a resumption can change it.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +26,15 @@ SAMPLER_VERSION = 1
 GREEDY_BELOW = 1e-5
 LOWEST_LOGPROB = -9999.0
 
-_COMMON_TOKEN = 2e-4  # at most 5,000 tokens are at least this probable: a sort of microseconds
-_NO_WEIGHT = 1e-300  # far below the smallest float32: every token with any weight is above
-_BLOCKS = 2048  # whose minima bound the distance of the n nearest tokens
+_COMMON = (2e-4, 1e-5, 5e-7)  # probabilities: in a peaked row few tokens have as much
+_TERMS = 64  # of a float32 sum
+_AHEAD = 32  # positions whose random numbers are made together
+_SMALL = 2048  # a row whose whole list is sorted sooner than its head is found
+_BLOCKS = 2048  # whose maxima bound the gap of the n most probable tokens
+_FEW = 8  # a mask that allows less than one token in so many makes the row a shorter one
 
 Logits = NDArray[np.float32]
+_Side = Literal["left", "right"]  # a sum is reached, or exceeded
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +106,16 @@ def uniform(seed: int, choice: int, position: int) -> float:
     First output of Philox4x64-10 (Salmon et al. 2011, as in numpy) with the key
     (seed mod 2**64, choice) and the counter `position`.
     """
-    key = np.array([seed % 2**64, choice], dtype=np.uint64)
-    raw = int(np.random.Philox(key=key, counter=position).random_raw())
-    return (raw >> 11) * 2.0**-53
+    return _numbers(seed % 2**64, choice, position // _AHEAD)[position % _AHEAD]
+
+
+@lru_cache(maxsize=4096)
+def _numbers(seed: int, choice: int, block: int) -> list[float]:
+    """_AHEAD positions' numbers: a generator costs as much for one. Four outputs a counter."""
+    key = np.array([seed, choice], dtype=np.uint64)
+    raw = np.random.Philox(key=key, counter=block * _AHEAD).random_raw(4 * _AHEAD)[::4]
+    numbers: list[float] = ((raw >> np.uint64(11)) * 2.0**-53).tolist()
+    return numbers
 
 
 def sample(
@@ -115,11 +128,12 @@ def sample(
     `no_token_allowed`: its mask leaves nothing) yields its error in its place.
     """
     known = logits[:, :vocab_size]
-    peaks = known.argmax(axis=1).tolist()  # the first of a tie; a NaN, where there is one
-    with np.errstate(over="ignore"):  # the distance to a logit like -3e38 may become infinite
+    # Memory that all rows share: arrays of this size cost more to get than to fill.
+    room = np.empty((3, known.shape[1]), dtype=np.float32)
+    with np.errstate(over="ignore"):  # the gap to a logit like -3e38 may become infinite
         return [
-            _sample_row(known[place], peak, row, place)
-            for place, (row, peak) in enumerate(zip(rows, peaks, strict=True))
+            _sample_row(raw, row, place, room)
+            for place, (raw, row) in enumerate(zip(known, rows, strict=True))
         ]
 
 
@@ -129,34 +143,43 @@ def score(logits: Logits, row: SamplerRow, token: int, vocab_size: int) -> Sampl
     `logits` is one row, float32 [>= vocab_size]. The token itself is not questioned.
     """
     raw = logits[:vocab_size]
-    peak = int(raw.argmax())
-    if not math.isfinite(raw[peak]):
-        return _not_finite(raw[peak], 0)
+    peak = raw[raw.argmax()]
+    if not math.isfinite(peak):
+        return _not_finite(peak, 0)
     if not row.sampling.logprobs:
         return Sampled(token)
     with np.errstate(over="ignore"):
-        return _with_logprobs(_distance(raw, peak), token, row.sampling.top_logprobs)
+        return _with_logprobs(raw, peak, np.exp(raw - peak), token, row.sampling.top_logprobs)
 
 
 def _not_finite(largest: np.float32, place: int) -> RequestError:
     return RequestError("nan_logits", f"row {place}: the largest logit is {largest}")
 
 
-def _sample_row(raw: Logits, peak: int, row: SamplerRow, place: int) -> Sampled | RequestError:
-    if not math.isfinite(raw[peak]):
-        return _not_finite(raw[peak], place)
-    sampling, x, token = row.sampling, raw, peak
+def _sample_row(raw: Logits, row: SamplerRow, place: int, room: Logits) -> Sampled | RequestError:
+    """`room` is float32 [3, len(raw)]: for the adjusted row, its weights, the model's own."""
+    token = int(raw.argmax())  # the first of a tie; a NaN, where there is one
+    peak = raw[token]
+    if not math.isfinite(peak):
+        return _not_finite(peak, place)
+    sampling, x, ids = row.sampling, raw, None
     if _is_adjusted(row):
-        x = _adjusted(raw, row)
-        token = int(x.argmax())
-        if not math.isfinite(x[token]):
+        x, ids = _adjusted(raw, row, room[0])
+        token = int(x.argmax()) if x.size else 0
+        if not x.size or not math.isfinite(x[token]):
             return RequestError("no_token_allowed", f"row {place}: the mask allows no token")
-    if sampling.temperature >= GREEDY_BELOW and sampling.top_p > 0:
+    is_drawn = sampling.temperature >= GREEDY_BELOW and sampling.top_p > 0
+    if is_drawn:
+        gap = np.subtract(x, x[token], out=room[1, : x.size])
+        weight = _weighed(gap, sampling.temperature)
         u = uniform(sampling.seed, row.choice, row.position)
-        token = _draw(_distance(x, token), sampling.temperature, sampling.top_p, u)
+        token = _draw(x, x[token], weight, sampling.temperature, sampling.top_p, u)
+    token = token if ids is None else int(ids[token])
     if not sampling.logprobs:
         return Sampled(token)
-    return _with_logprobs(_distance(raw, peak), token, sampling.top_logprobs)
+    if not is_drawn or x is not raw or sampling.temperature != 1:
+        weight = _weighed(np.subtract(raw, peak, out=room[2]), 1.0)
+    return _with_logprobs(raw, peak, weight, token, sampling.top_logprobs)
 
 
 def _is_adjusted(row: SamplerRow) -> bool:
@@ -165,81 +188,132 @@ def _is_adjusted(row: SamplerRow) -> bool:
     return bool(sampling.logit_bias or row.mask is not None or (penalised and row.counts))
 
 
-def _adjusted(raw: Logits, row: SamplerRow) -> Logits:
-    """Penalties, bias, then the mask (section 2.1, steps 3 to 5) on a copy of the row."""
-    x, sampling = raw.copy(), row.sampling
+def _adjusted(raw: Logits, row: SamplerRow, x: Logits) -> tuple[Logits, NDArray[np.intp] | None]:
+    """Penalties, bias, then the mask (section 2.1, steps 3 to 5), on a copy of the row in `x`.
+
+    Where the mask allows few tokens only those are returned, and their ids beside them.
+    """
+    sampling = row.sampling
+    np.copyto(x, raw)
     if (sampling.frequency_penalty or sampling.presence_penalty) and row.counts:
         ids = np.fromiter(row.counts.keys(), dtype=np.intp, count=len(row.counts))
         counts = np.fromiter(row.counts.values(), dtype=np.float64, count=len(row.counts))
         x[ids] -= counts * sampling.frequency_penalty + sampling.presence_penalty
     if sampling.logit_bias:
         x[[token for token, _ in sampling.logit_bias]] += [bias for _, bias in sampling.logit_bias]
-    if row.mask is not None:
-        bits = np.unpackbits(row.mask.view(np.uint8), count=x.size, bitorder="little")
-        x[bits == 0] = -np.inf
-    return x
+    if row.mask is None:
+        return x, None
+    forbidden = np.unpackbits((~row.mask).view(np.uint8), count=x.size, bitorder="little")
+    forbidden = forbidden.view(np.bool_)
+    if (x.size - np.count_nonzero(forbidden)) * _FEW < x.size:
+        allowed = np.flatnonzero(~forbidden)
+        return x[allowed], allowed
+    np.copyto(x, -np.inf, where=forbidden)
+    return x, None
 
 
-def _distance(x: Logits, peak: int) -> Logits:
-    """How far each logit lies below the largest: never negative, nor -0.0 (its bits sort)."""
-    distance: Logits = (x[peak] + np.float32(0)) - x
-    return distance
+def _weighed(gap: Logits, temperature: float) -> Logits:
+    """exp(gap / temperature), in place."""
+    if temperature != 1:
+        np.divide(gap, np.float32(temperature), out=gap)
+    return np.exp(gap, out=gap)
 
 
-def _draw(distance: Logits, temperature: float, top_p: float, u: float) -> int:
+def _draw(
+    x: Logits, peak: np.float32, weight: Logits, temperature: float, top_p: float, u: float
+) -> int:
     """One token by inverse CDF over the tokens in order of probability (steps 7 to 10).
 
-    A token's weight is exp(-distance / temperature) in float32; sums of weights are float64.
-    Of the list sorted by (distance, id) only the head matters that holds `needed` of the mass.
-    A head is all tokens within some reach; one that holds enough gives the very numbers of the
-    full list, since its running sums are the same. First the common tokens are tried; then all
-    but those too rare to make up the rest of the mass even together; and, should rounding have
-    outwitted this bound, all of them.
+    A logit's gap is what it has less than the largest (<= 0), `weight` exp(gap / temperature), both
+    float32; sums of weights are float64. Of the list sorted by (gap descending, id) only the head
+    matters that holds `share` of the mass. A head is all tokens within some reach; one that holds
+    enough gives the very numbers of the full list, since its running sums are the same. The total
+    is rough until its error could change the outcome: no token depends on these shortcuts.
     """
-    weight = distance / np.float32(-temperature)
-    np.exp(weight, out=weight)
-    total = float(weight.sum(dtype=np.float64))
-    is_nucleus = top_p < 1
-    needed = (top_p if is_nucleus else u) * total
-    too_rare = (total - needed) / (2 * weight.size)
-    for least in (_COMMON_TOKEN * total, too_rare, 0.0):
-        head = _nearest(distance, -temperature * math.log(least or _NO_WEIGHT))
-        mass = weight[head].cumsum(dtype=np.float64)
-        # A nucleus ends where its mass is reached, a draw falls where the mass exceeds it.
-        place = int(mass.searchsorted(needed, "left" if is_nucleus else "right"))
-        if place < head.size:
+    is_nucleus = top_p < 1  # which ends where its mass is reached; a draw exceeds it
+    share = top_p if is_nucleus else u
+    side: _Side = "left" if is_nucleus else "right"
+    total, slack = _rough_total(weight)
+    shortcuts = (*_COMMON, (1 - share) / (2 * weight.size)) if weight.size > _SMALL else ()
+    for least in (*shortcuts, 0.0):
+        reach = temperature * math.log(least * total) if least else -math.inf
+        ids, gap = _within(x, peak, reach)
+        if ids is not None and weight[ids].sum(dtype=np.float64) < share * total - slack:
+            continue
+        order = np.sort(gap)[::-1]
+        mass = _weighed(order.copy(), temperature).cumsum(dtype=np.float64)
+        if slack and _is_in_doubt(mass, share * total, slack, side):
+            total, slack = float(weight.sum(dtype=np.float64)), 0.0
+        place = int(mass.searchsorted(share * total, side))
+        if place < mass.size:
             break
     place = min(place, int(mass.searchsorted(mass[-1])))  # rounding: the last that adds
     if is_nucleus:
         place = min(place, int(mass.searchsorted(u * mass[place], "right")))
-    return int(head[place])
+    # Only the gaps were sorted: the id follows from the gap and its rank among equals.
+    rank = place - int(np.count_nonzero(gap > order[place]))
+    found = int(np.flatnonzero(gap == order[place])[rank])
+    return found if ids is None else int(ids[found])
 
 
-def _nearest(distance: Logits, reach: float) -> NDArray[np.intp]:
-    """The tokens not further than `reach` below the maximum, by (distance, id)."""
-    ids = np.flatnonzero(distance <= reach)
-    # The bits of a float32 >= 0 sort as it does: with the id below them every key is unique,
-    # and any sort, the fastest too, is the stable one.
-    keys = distance[ids].view(np.uint32).astype(np.uint64) << np.uint64(32)
-    keys |= ids.astype(np.uint64)
-    keys.sort()
-    return (keys & np.uint64(0xFFFFFFFF)).astype(np.intp)
+def _is_in_doubt(mass: NDArray[np.float64], target: float, slack: float, side: _Side) -> bool:
+    """Whether `slack` more or less changes where in the running sums `target` falls."""
+    low, high = mass.searchsorted([target - slack, target + slack], side)
+    return bool(low != high)
 
 
-def _with_logprobs(distance: Logits, token: int, n_top: int) -> Sampled:
-    """The sampled token with its log-softmax and those of the `n_top` most probable."""
-    log_total = math.log(np.exp(-distance).sum(dtype=np.float64))
+def _rough_total(weight: Logits) -> tuple[float, float]:
+    """The sum of all weights in a quarter of the time, and how far it may be off.
+
+    _TERMS float32 terms >= 0 sum up to within _TERMS * 2**-24 of their sum, in whatever order.
+    """
+    if weight.size <= _SMALL:
+        return float(weight.sum(dtype=np.float64)), 0.0
+    whole = weight.size // _TERMS * _TERMS
+    columns = weight[:whole].reshape(_TERMS, -1).sum(axis=0)
+    total = float(columns.sum(dtype=np.float64) + weight[whole:].sum(dtype=np.float64))
+    return total, total * _TERMS * 2.0**-23
+
+
+def _within(x: Logits, peak: np.float32, reach: float) -> tuple[NDArray[np.intp] | None, Logits]:
+    """All tokens whose gap is at least `reach`, and their gaps; None: any, since most are."""
+    # The logit that lies `reach` below the peak, and a little lower, as the sum is rounded.
+    least = float(peak) + reach - 2.0**-20 * (abs(float(peak)) - reach)
+    near = x >= least
+    if reach == -math.inf or 2 * np.count_nonzero(near) > x.size:
+        return None, x - peak
+    ids = np.flatnonzero(near)
+    gap = x[ids] - peak
+    kept = gap >= reach
+    return ids[kept], gap[kept]
+
+
+def _with_logprobs(x: Logits, peak: np.float32, weight: Logits, token: int, n_top: int) -> Sampled:
+    """The sampled token with its log-softmax and those of the `n_top` most probable.
+
+    `x` are the model's own logits, `peak` their largest, `weight` exp(x - peak).
+    """
+    log_total = math.log(weight.sum(dtype=np.float64))
 
     def logprob(of: int) -> float:
-        return max(-float(distance[of]) - log_total, LOWEST_LOGPROB)
+        return max(float(x[of] - peak) - log_total, LOWEST_LOGPROB)
 
-    top = _nearest(distance, _reach_of(distance, n_top))[:n_top].tolist() if n_top else []
+    top = _most_probable(x, peak, n_top) if n_top else []
     return Sampled(token, logprob(token), tuple((each, logprob(each)) for each in top))
 
 
-def _reach_of(distance: Logits, n: int) -> float:
-    """A distance within which at least `n` tokens lie (if there are as many), and few more."""
-    if distance.size < 2 * _BLOCKS or n > _BLOCKS:
-        return math.inf
-    minima = distance[: distance.size // _BLOCKS * _BLOCKS].reshape(-1, _BLOCKS).min(axis=0)
-    return float(np.partition(minima, n - 1)[n - 1])
+def _most_probable(x: Logits, peak: np.float32, n: int) -> list[int]:
+    """The `n` tokens with the smallest gaps, by (gap descending, id)."""
+    ids, gap = _within(x, peak, _reach_of(x, n) - float(peak))
+    first = np.argsort(-gap, kind="stable")[:n]
+    found: list[int] = (first if ids is None else ids[first]).tolist()
+    return found
+
+
+def _reach_of(x: Logits, n: int) -> float:
+    """A logit that at least `n` tokens reach (if there are as many), and few more."""
+    if n >= x.size:
+        return -math.inf
+    if x.size >= 2 * _BLOCKS >= 2 * n:
+        x = x[: x.size // _BLOCKS * _BLOCKS].reshape(-1, _BLOCKS).max(axis=0)
+    return float(np.partition(x, -n)[-n])

@@ -2,8 +2,8 @@
 
 For Llama, Qwen2 and Qwen3: a model of a few hundred kilobytes with random weights drawn from a
 seed, exported by onnxruntime-genai's model builder (fp32, CPU), and what `transformers` says
-about it: 24 greedy tokens and their logits for eight prompts of different lengths, each generated
-alone and without padding.
+about it: 24 greedy tokens, their logits, log-probabilities and 20 most probable tokens for eight
+prompts of different lengths, each generated alone and without padding.
 
 Runs in an environment of its own (`requirements.txt` beside this file), because
 onnxruntime-genai pulls in `onnxruntime`, which owns the same module as `onnxruntime-gpu`. It
@@ -40,6 +40,7 @@ from transformers import (
 SEED = 20250117
 PROMPT_LENGTHS = (1, 2, 3, 7, 12, 19, 31, 40)
 NEW_TOKENS = 24
+TOP_LOGPROBS = 20
 CONTEXT = 128
 LEAST_MARGIN = 0.02  # between the two best logits: 20 times the comparison's tolerance
 TRIES = 200
@@ -134,8 +135,11 @@ def draw_weights(model: PreTrainedModel, seed: int) -> None:
             parameter.copy_(torch.from_numpy(drawn))
 
 
-def generate(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], NDArray[np.float32]]:
-    """Greedy tokens [NEW_TOKENS] and the logits [NEW_TOKENS, V] they were chosen from."""
+def generate(model: PreTrainedModel, prompt: list[int]) -> dict[str, NDArray[np.generic]]:
+    """Greedy `tokens` [NEW_TOKENS], the `logits` [NEW_TOKENS, V] they were chosen from, and what
+    `transformers` and torch make of these: each token's `logprobs` [NEW_TOKENS], the ids `top`
+    and `top_logprobs` [NEW_TOKENS, TOP_LOGPROBS] of the most probable.
+    """
     ids = torch.tensor([prompt])
     result = model.generate(
         input_ids=ids,
@@ -146,8 +150,16 @@ def generate(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], NDAr
         return_dict_in_generate=True,
         output_logits=True,
     )
-    logits = torch.cat(result.logits).numpy().astype(np.float32)
-    return result.sequences[0, len(prompt) :].tolist(), logits
+    logits = torch.cat(result.logits)
+    scores = model.compute_transition_scores(result.sequences, result.logits, normalize_logits=True)
+    top = torch.log_softmax(logits, dim=-1).topk(TOP_LOGPROBS, dim=-1)
+    return {
+        "tokens": result.sequences[0, len(prompt) :].numpy(),
+        "logits": logits.numpy().astype(np.float32),
+        "logprobs": scores[0].numpy(),
+        "top": top.indices.numpy(),
+        "top_logprobs": top.values.numpy(),
+    }
 
 
 def unambiguous(logits: NDArray[np.float32]) -> bool:
@@ -159,23 +171,21 @@ def expect(model: PreTrainedModel, seed: int) -> dict[str, NDArray[np.generic]]:
     """Prompts drawn again until no greedy choice is close; padded with 0 in the archive."""
     random = np.random.default_rng(seed)
     prompts = np.zeros((len(PROMPT_LENGTHS), max(PROMPT_LENGTHS)), np.int64)
-    tokens, logits = [], []
+    found = []
     for row, length in enumerate(PROMPT_LENGTHS):
         for _ in range(TRIES):
             prompt = random.integers(0, model.config.vocab_size, length)
-            row_tokens, row_logits = generate(model, prompt.tolist())
-            if unambiguous(row_logits):
+            generated = generate(model, prompt.tolist())
+            if unambiguous(generated["logits"]):
                 break
         else:
             raise RuntimeError(f"no unambiguous prompt of {length} tokens in {TRIES} tries")
         prompts[row, :length] = prompt
-        tokens.append(row_tokens)
-        logits.append(row_logits)
+        found.append(generated)
     return {
         "prompts": prompts,
         "lengths": np.array(PROMPT_LENGTHS, np.int32),
-        "tokens": np.array(tokens, np.int64),
-        "logits": np.stack(logits),
+        **{name: np.stack([each[name] for each in found]) for name in found[0]},
     }
 
 

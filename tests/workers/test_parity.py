@@ -1,9 +1,10 @@
-"""Greedy tokens and logits of the runner against those of `transformers`, for each model family.
+"""Tokens, logits and log-probabilities against those of `transformers`, for each model family.
 
 The fixtures beside `tests/parity/make.py` hold what `transformers` computed in fp32, each row
 alone and without padding. Here the same eight prompts are prefilled into eight slots and decoded
-together, so a wrong length, position or neighbour shows. It knows nothing of sampling, and
-nothing of other precisions than fp32 on the CPU provider.
+together, so a wrong length, position or neighbour shows. Log-probabilities are the sampler's,
+which must report the model's own whatever it samples from. It knows nothing of other precisions
+than fp32 on the CPU provider.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import pytest
 from numpy.typing import NDArray
 
 from workers.runner import Runner
+from workers.sampler import Sampled, SamplerRow, Sampling, sample
 
 MODELS = Path(os.environ.get("PARITY_MODELS") or Path(__file__).parents[1] / "parity" / "models")
 FAMILIES = ("llama", "qwen2", "qwen3")
 SLOTS = 8
 MAX_LENGTH = 96
 TOLERANCE = 1e-3
+LOGPROB_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class Expected:
     prompts: list[list[int]]
     tokens: NDArray[np.int64]  # [rows, steps]
     logits: NDArray[np.float32]  # [rows, steps, V]; step 0 follows the prompt's last token
+    logprobs: NDArray[np.float32]  # [rows, steps], of the tokens
+    top: NDArray[np.int64]  # [rows, steps, 20]: the most probable tokens
+    top_logprobs: NDArray[np.float32]  # [rows, steps, 20]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -44,7 +50,8 @@ def expected(family: str) -> Expected:
     with np.load(MODELS / f"expected_{family}.npz") as stored:
         rows = zip(stored["prompts"], stored["lengths"], strict=True)
         prompts = [row[:length].tolist() for row, length in rows]
-        return Expected(prompts, stored["tokens"], stored["logits"])
+        names = ("tokens", "logits", "logprobs", "top", "top_logprobs")
+        return Expected(prompts, *(stored[name] for name in names))
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +110,53 @@ def test_rows_that_leave_and_move_match_transformers(runner: Runner, expected: E
         np.testing.assert_allclose(
             logits, expected.logits[SLOTS // 2 :, step], rtol=0, atol=TOLERANCE
         )
+
+
+def mask_of(token: int, vocab: int) -> NDArray[np.int32]:
+    """Allows this token alone."""
+    allowed = np.zeros(32 * -(-vocab // 32), np.uint8)
+    allowed[token] = 1
+    return np.packbits(allowed, bitorder="little").view(np.int32)
+
+
+def assert_logprobs(sampled: Sampled, expected: Expected, row: int, step: int) -> None:
+    assert sampled.logprob == pytest.approx(expected.logprobs[row, step], abs=LOGPROB_TOLERANCE)
+    recorded = expected.top_logprobs[row, step]
+    assert [p for _, p in sampled.top] == pytest.approx(recorded, abs=LOGPROB_TOLERANCE)
+    by_id = dict(zip(expected.top[row, step].tolist(), recorded, strict=True))
+    for id, logprob in sampled.top:  # but for the last, who may have an equal outside
+        assert logprob == pytest.approx(by_id.get(id, recorded[-1]), abs=LOGPROB_TOLERANCE)
+
+
+# What is sampled from must not show in what is reported: not the mask either, which makes all of
+# these sample the recorded tokens.
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(0.0, logprobs=True, top_logprobs=20),
+        Sampling(logprobs=True, top_logprobs=20),
+        Sampling(
+            1.7, 0.5, 1.5, -1.0, ((3, 90.0), (4, -100.0)), logprobs=True, top_logprobs=20, seed=5
+        ),
+    ],
+    ids=["greedy", "sampled", "everything"],
+)
+def test_logprobs_are_those_of_transformers(
+    runner: Runner, expected: Expected, sampling: Sampling
+) -> None:
+    is_free = sampling.temperature == 0
+    rows = [SamplerRow(sampling, choice) for choice in range(SLOTS)]
+    lengths = np.array([len(prompt) for prompt in expected.prompts], np.int32)
+    logits = np.stack([runner.prefill(slot, p) for slot, p in enumerate(expected.prompts)])
+    for step in range(expected.tokens.shape[1]):
+        tokens = expected.tokens[:, step]
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            row.mask = None if is_free else mask_of(token, logits.shape[1])
+        outcomes = sample(logits, rows, logits.shape[1])
+        for at, (row, sampled) in enumerate(zip(rows, outcomes, strict=True)):
+            assert isinstance(sampled, Sampled)
+            assert sampled.token == tokens[at]
+            assert_logprobs(sampled, expected, at, step)
+            row.advance(sampled.token)
+        logits = runner.decode(tokens, lengths).copy()
+        lengths = lengths + 1

@@ -1,7 +1,9 @@
-"""The sampler against plain referees: its order, its distribution, its independence."""
+"""The sampler against plain referees: its numbers, its order, its errors, its independence.
+
+How often each token comes up stands in test_sampling_frequencies.py.
+"""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,25 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import RequestError
+from tests.sampling_law import along, bits, chi_square_z, tokens_of
 from workers.sampler import Sampled, SamplerRow, Sampling, sample, score, uniform
 
 REAL_VOCABULARY = 151_936
-DRAWS = 50_000
-
-
-def tokens_of(logits: np.ndarray, rows: Sequence[SamplerRow], vocab_size: int) -> list[int]:
-    outcomes = sample(logits, rows, vocab_size)
-    assert all(isinstance(outcome, Sampled) for outcome in outcomes), outcomes
-    return [outcome.token for outcome in outcomes if isinstance(outcome, Sampled)]
 
 
 def one(logits: Sequence[float], row: SamplerRow) -> Sampled | RequestError:
     return sample(np.array([logits], dtype=np.float32), [row], len(logits))[0]
-
-
-def along(sampling: Sampling, draws: int, **fields: object) -> list[SamplerRow]:
-    """The same row at the positions 0, 1, 2, ..."""
-    return [SamplerRow(sampling, position=at, **fields) for at in range(draws)]  # type: ignore[arg-type]
 
 
 # --- the random numbers
@@ -71,78 +62,6 @@ def test_the_numbers_are_uniform_along_every_axis() -> None:
         pairs = bins[:-1] // 4 * 8 + bins[1:] // 4
         assert chi_square_z(np.bincount(bins, minlength=32), np.full(32, 1 / 32)) < 4, name
         assert chi_square_z(np.bincount(pairs, minlength=64), np.full(64, 1 / 64)) < 4, name
-
-
-# --- the distribution
-
-
-def probabilities(logits: Sequence[float], sampling: Sampling, counts: Counter[int]) -> np.ndarray:
-    """The law itself, step by step, in float64 and plain Python."""
-    x = [float(value) for value in logits]
-    for j, count in counts.items():
-        x[j] -= count * sampling.frequency_penalty + (count > 0) * sampling.presence_penalty
-    for j, bias in sampling.logit_bias:
-        x[j] += bias
-    weights = [math.exp((value - max(x)) / sampling.temperature) for value in x]
-    p = [weight / sum(weights) for weight in weights]
-    kept, before = set(), 0.0
-    for j in sorted(range(len(p)), key=lambda j: (-p[j], j)):
-        if kept and before >= sampling.top_p:
-            break
-        kept.add(j)
-        before += p[j]
-    return np.array([p[j] / before if j in kept else 0.0 for j in range(len(p))])
-
-
-def chi_square_z(observed: np.ndarray, expected: np.ndarray) -> float:
-    """Pearson's statistic as standard deviations (Wilson and Hilferty 1931)."""
-    assert observed[expected == 0].sum() == 0, "a token of probability 0 was drawn"
-    n, mean = observed.sum(), expected[expected > 0] * observed.sum()
-    assert mean.min() > 5
-    statistic = float(((observed[expected > 0] - mean) ** 2 / mean).sum())
-    degrees = mean.size - 1
-    if degrees == 0:
-        assert observed[expected > 0][0] == n
-        return 0.0
-    return float(
-        ((statistic / degrees) ** (1 / 3) - (1 - 2 / (9 * degrees))) / math.sqrt(2 / (9 * degrees))
-    )
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(temperature=1.0),
-        Sampling(temperature=0.3),
-        Sampling(temperature=2.0),
-        Sampling(temperature=1.0, top_p=0.9),
-        Sampling(temperature=0.7, top_p=0.5),
-        Sampling(temperature=1.5, top_p=0.95),
-        Sampling(temperature=1.0, frequency_penalty=0.7, presence_penalty=-0.4),
-        Sampling(
-            temperature=0.8,
-            top_p=0.85,
-            frequency_penalty=-0.3,
-            presence_penalty=1.1,
-            logit_bias=((0, -100.0), (5, 1.5), (11, 0.25)),
-        ),
-    ],
-    ids=str,
-)
-def test_frequencies_are_the_exact_probabilities(sampling: Sampling) -> None:
-    logits = [1.2, 0.9, 0.9, 0.5, 0.1, -0.2, -0.4, 0.7, 1.1, -0.9, 0.0, -0.6]
-    counts = Counter({1: 3, 4: 1, 8: 2})
-    seed = 20_240_806
-    print(f"seed {seed}")
-    rows = along(
-        Sampling(**{name: getattr(sampling, name) for name in sampling.__slots__} | {"seed": seed}),
-        DRAWS,
-        counts=dict(counts),
-    )
-    block = np.tile(np.array(logits, dtype=np.float32), (DRAWS, 1))
-    observed = np.bincount(tokens_of(block, rows, len(logits)), minlength=len(logits))
-    assert observed.sum() == DRAWS
-    assert chi_square_z(observed, probabilities(logits, sampling, counts)) < 4
 
 
 # --- one result, whichever way to it
@@ -239,6 +158,42 @@ def test_the_ends_of_the_random_range(
             assert tokens_of(x[None], [SamplerRow(sampling)], x.size) == [expected], kind
 
 
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+@pytest.mark.parametrize("kind", ["flat", "peaked", "tied", "steep"])
+def test_numbers_on_the_edge_of_two_tokens(
+    monkeypatch: pytest.MonkeyPatch, kind: str, top_p: float
+) -> None:
+    """Where the last bit of a sum decides, the shortcuts decide as the full sort does."""
+    rng = np.random.default_rng(31)
+    x = row_kinds(rng, 20_000)[kind].astype(np.float32)
+    mass = np.sort(np.exp(x - x.max()))[::-1].cumsum(dtype=np.float64)
+    for place in (0, 1, 2, 5, 40, 200, 900, 2_500, 9_000):
+        for by in (-1e-7, -1e-15, 0.0, 1e-15, 1e-7):
+            u = min(float(mass[place] / mass[-1] * (1 + by)), 1 - 2**-53)
+            monkeypatch.setattr("workers.sampler.uniform", lambda *_, u=u: u)
+            sampling = Sampling(top_p=top_p)
+            drawn = tokens_of(x[None], [SamplerRow(sampling)], x.size)
+            assert drawn == [full_sort(x, sampling, u)], (place, by)
+
+
+@pytest.mark.parametrize("size", [70, 9_011, 40_000])
+def test_a_masked_row_is_the_row_of_the_allowed_tokens(size: int) -> None:
+    rng = np.random.default_rng(size)
+    for kind, values in row_kinds(rng, size).items():
+        x = values.astype(np.float32)
+        for kept in (1, 5, size // 9, size // 3, size - 2):
+            allowed = np.sort(rng.permutation(np.flatnonzero(np.isfinite(x)))[:kept])
+            row = SamplerRow(Sampling(1.3, 0.9, seed=kept), mask=bits(allowed, size))
+            forbidden = np.setdiff1d(np.arange(size), allowed)
+            without = x.copy()
+            without[forbidden] = -np.inf
+            with np.errstate(over="ignore"):
+                expected = full_sort(without, row.sampling, uniform(kept, 0, 0))
+            assert tokens_of(x[None], [row], size) == [expected], (kind, kept)
+            greedy = SamplerRow(Sampling(0.0), mask=row.mask)
+            assert tokens_of(x[None], [greedy], size) == [int(without.argmax())], (kind, kept)
+
+
 def test_float32_weights_agree_with_float64_ones() -> None:
     rng = np.random.default_rng(11)
     x = rng.normal(size=REAL_VOCABULARY).astype(np.float32)
@@ -279,13 +234,6 @@ def test_penalties_count_the_sampled_tokens() -> None:
 def test_bias_forces_and_removes() -> None:
     rows = along(Sampling(logit_bias=((0, -100.0), (2, 100.0))), 200)
     assert set(tokens_of(np.tile(np.float32([5, 4, -6, 1]), (200, 1)), rows, 4)) == {2}
-
-
-def bits(allowed: Sequence[int], size: int) -> np.ndarray:
-    mask = np.zeros((size + 31) // 32, dtype=np.int32)
-    for token in allowed:
-        mask.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
-    return mask
 
 
 def test_the_mask_comes_after_the_bias() -> None:
@@ -365,10 +313,14 @@ def test_top_logprobs_are_those_of_a_full_sort(size: int) -> None:
             assert sampled.logprob == sampled.top[0][1]
 
 
-def test_a_replayed_token_scores_as_it_was_sampled() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("bias", [(), ((4, 2.0),)])
+def test_a_replayed_token_scores_as_it_was_sampled(
+    temperature: float, bias: tuple[tuple[int, float], ...]
+) -> None:
     rng = np.random.default_rng(2)
     logits = (rng.normal(size=(20, 300)) * 3).astype(np.float32)
-    sampling = Sampling(logprobs=True, top_logprobs=5, logit_bias=((4, 2.0),))
+    sampling = Sampling(temperature, logprobs=True, top_logprobs=5, logit_bias=bias)
     rows = along(sampling, 20)
     for x, row, sampled in zip(logits, rows, sample(logits, rows, 290), strict=True):
         assert isinstance(sampled, Sampled)
