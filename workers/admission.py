@@ -14,19 +14,23 @@ from orchestrator.db.store import Claimed
 from orchestrator.errors import ParameterError, RequestError
 from orchestrator.spec.params import ChatParams
 from orchestrator.spec.plan import resolve
-from workers.chat import ChatTemplate
 from workers.events import Choice, Completion
 from workers.sampler import Sampling
-from workers.tokenizer import Tokenizer
+from workers.shapes import Asked, Form, asked, form
+from workers.wording import Wording
 
 
-def to_completion(claimed: Claimed, template: ChatTemplate, tokenizer: Tokenizer) -> Completion:
+def to_completion(claimed: Claimed, wording: Wording) -> Completion:
     """The completion of a claim; raises RequestError where its parameters or prompt are wrong."""
+    tokenizer = wording.tokenizer
     params = _resolve(claimed, tokenizer.vocab_size)
+    wishes = asked(params)
+    held_to = _form(wishes, wording)
     # The request's own time, not the clock's: a template that writes the date renders the same
     # prompt on every attempt.
     created = datetime.fromtimestamp(claimed.created, UTC)
-    prompt = tokenizer.encode(template.render(list(params.messages), now=created))
+    text = wording.template.render(list(params.messages), wishes.tools, now=created)
+    prompt = tokenizer.encode(text)
     return Completion(
         id=claimed.request_id,
         prompt=tuple(prompt),
@@ -38,6 +42,10 @@ def to_completion(claimed: Claimed, template: ChatTemplate, tokenizer: Tokenizer
         ),
         max_tokens=params.max_tokens,
         stops=params.stop or (),
+        grammar=held_to.grammar,
+        calls=held_to.calls,
+        call_reason=wishes.call_reason,
+        warnings=held_to.warnings,
     )
 
 
@@ -63,7 +71,18 @@ def _resolve(claimed: Claimed, vocab_size: int) -> ChatParams:
             vocab_size=vocab_size,
         )
     except ParameterError as error:
-        raise RequestError(error.code or "invalid_request", error.message) from error
+        raise _refused(error) from error
+
+
+def _form(wishes: Asked, wording: Wording) -> Form:
+    try:
+        return form(wishes, wording)
+    except ParameterError as error:
+        raise _refused(error) from error
+
+
+def _refused(error: ParameterError) -> RequestError:
+    return RequestError(error.code or "invalid_request", error.message)
 
 
 def _sampling(params: ChatParams, seed: int) -> Sampling:

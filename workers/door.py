@@ -1,32 +1,72 @@
-"""What only the model's files can tell of a plan: token ids in range, prompts that fit.
+"""What only the model's files can tell of a plan: ids in range, prompts that fit, grammars made.
 
-Refuses at the door what `admission` would let fail request by request. Needs the model's
-tokenizer and chat template; knows nothing of sessions, devices or SQL.
+Refuses at the door what `admission` would let fail request by request. Needs how the model reads
+and writes (`wording.py`); knows nothing of sessions, devices or SQL.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 from orchestrator.errors import ParameterError, RequestError, SpecError
-from orchestrator.spec.plan import Item, Plan, resolve
-from workers.chat import ChatTemplate
-from workers.tokenizer import Tokenizer
+from orchestrator.spec import sweep
+from orchestrator.spec.job import at_point
+from orchestrator.spec.plan import Item, Plan, Point, resolve
+from workers.shapes import asked, form
+from workers.wording import Wording
+
+# Those of them that a sweep may vary.
+_SHAPING = ("function_call", "parallel_tool_calls", "response_format", "tool_choice")
 
 
-def check_plan(plan: Plan, template: ChatTemplate, tokenizer: Tokenizer, *, context: int) -> None:
-    """Raises SpecError for a `logit_bias` beyond the vocabulary, or a prompt beyond `context`.
+@dataclass(slots=True)
+class _Kind:
+    """Points whose requests look alike but for numbers; `most` is their largest `max_tokens`."""
 
-    `context` counts tokens of prompt and completion together. Messages are no sweep's parameter:
-    each item is rendered and encoded once, against the largest `max_tokens` of all points.
+    point: Point
+    included: int | None
+    tools: list[dict[str, Any]] | None = None
+    most: int = 0
+
+
+def check_plan(plan: Plan, wording: Wording, *, context: int) -> None:
+    """Raises SpecError for what no worker with this model could do.
+
+    That is a `logit_bias` beyond the vocabulary, a strict schema that cannot be enforced, tools
+    without a known format of calls, a prompt beyond `context` tokens, the completion's counted
+    with it. Messages are no sweep's parameter: each item is rendered and encoded once for each
+    different set of tools, against the largest `max_tokens` of its points.
     """
-    most = _most_tokens(plan)
+    kinds = _kinds(plan)
     for item in plan.items():
         if item.position == 0:
-            _check_bias(plan, item, tokenizer.vocab_size)
-        _check_length(plan, item, _length(plan, item, template, tokenizer), most, context)
+            _check_bias(plan, item, wording.tokenizer.vocab_size)
+            for kind in kinds:
+                _check_form(plan, kind, item, wording)
+            kinds = _by_tools(kinds)
+        for kind in kinds:
+            length = _length(plan, kind, item, wording)
+            _check_length(plan, item, length, kind.most, context)
 
 
-def _most_tokens(plan: Plan) -> int:
-    """The largest `max_tokens` of any point; 0 if none has one."""
-    given = [{**plan.spec.params, **point.params}.get("max_tokens") for point in plan.points]
-    return max((n for n in given if isinstance(n, int)), default=0)
+def _kinds(plan: Plan) -> list[_Kind]:
+    """One for each different set of the parameters that shape a completion."""
+    kinds: dict[str, _Kind] = {}
+    points = zip(plan.points, sweep.expand(plan.spec.sweep), strict=True)
+    for point, (_, included) in points:
+        key = sweep.same({name: point.params[name] for name in _SHAPING if name in point.params})
+        kind = kinds.setdefault(key, _Kind(point, included))
+        given = {**plan.spec.params, **point.params}.get("max_tokens")
+        kind.most = max(kind.most, given if isinstance(given, int) else 0)
+    return list(kinds.values())
+
+
+def _by_tools(kinds: list[_Kind]) -> list[_Kind]:
+    """Those of the same tools as one: their prompts are the same."""
+    merged: dict[str, _Kind] = {}
+    for kind in kinds:
+        same = merged.setdefault(sweep.same({"tools": kind.tools}), kind)
+        same.most = max(same.most, kind.most)
+    return list(merged.values())
 
 
 def _check_bias(plan: Plan, item: Item, vocab_size: int) -> None:
@@ -40,20 +80,34 @@ def _check_bias(plan: Plan, item: Item, vocab_size: int) -> None:
             ).at(plan.spec.document.where(*path))
 
 
-def _length(plan: Plan, item: Item, template: ChatTemplate, tokenizer: Tokenizer) -> int:
-    params = resolve(plan.spec.params, plan.points[0].params, item.columns, 0)
+def _check_form(plan: Plan, kind: _Kind, item: Item, wording: Wording) -> None:
+    """None of these parameters is a template: one item stands for all."""
+    wishes = asked(resolve(plan.spec.params, kind.point.params, item.columns, 0))
+    kind.tools = wishes.tools
     try:
-        return len(tokenizer.encode(template.render(list(params.messages))))
+        form(wishes, wording)
+    except ParameterError as error:
+        spec = plan.spec
+        raise at_point(
+            spec.document, error, spec.sweep, kind.point.params, kind.included
+        ) from error
+
+
+def _length(plan: Plan, kind: _Kind, item: Item, wording: Wording) -> int:
+    params = resolve(plan.spec.params, kind.point.params, item.columns, 0)
+    try:
+        text = wording.template.render(list(params.messages), kind.tools)
+        return len(wording.tokenizer.encode(text))
     except RequestError as error:
         expected = "messages that the model's chat template takes"
         raise SpecError(_where(plan, item), expected, str(error)) from error
 
 
-def _check_length(plan: Plan, item: Item, length: int, asked: int, context: int) -> None:
-    if length + max(asked, 1) > context:
+def _check_length(plan: Plan, item: Item, length: int, most: int, context: int) -> None:
+    if length + max(most, 1) > context:
         raise ParameterError(
             f"This model's maximum context length is {context} tokens. However, you requested "
-            f"{length + asked} tokens ({length} in the messages, {asked} in the completion). "
+            f"{length + most} tokens ({length} in the messages, {most} in the completion). "
             "Please reduce the length of the messages or completion.",
             "messages",
             "context_length_exceeded",

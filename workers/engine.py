@@ -9,7 +9,7 @@ Knows nothing of jobs, SQL, Celery or templates: token ids and parameters in, ev
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -28,10 +28,10 @@ from workers.events import (
     once_failed,
     started,
 )
-from workers.sampler import Sampled, SamplerRow, sample, score
+from workers.sampler import Sampled, sample, score
 from workers.seats import Admitted, Seat
 from workers.slots import Slots
-from workers.tokenizer import LogprobEntry, Tokenizer, logprob_entry
+from workers.tokenizer import Tokenizer
 
 Logits = npt.NDArray[np.float32]
 
@@ -199,9 +199,7 @@ class Engine:
 
     def _seat(self, admitted: Admitted) -> Seat:
         completion, choice = admitted.completion, admitted.waiting[0]
-        row = SamplerRow.resumed(completion.sampling, choice.index, ())
-        stream = self._tokenizer.stream(completion.stops)
-        seat = Seat(admitted, choice, row, stream, len(completion.prompt))
+        seat = Seat.of(admitted, choice, self._tokenizer)
         sibling = next((s for s in self._slots.seats if s.admitted is admitted), None)
         slot = self._slots.sit(seat)
         admitted.waiting.popleft()
@@ -213,71 +211,40 @@ class Engine:
 
     def _accept(self, seats: Sequence[Seat], logits: Logits) -> None:
         """One token for each of `seats` from its row of `logits` [len(seats), vocab]."""
-        failed: list[Seat] = []
+        failed: set[int] = set()
         outcomes = self._next_tokens(seats, logits)
         for seat, sampled in zip(seats, outcomes, strict=True):
-            if isinstance(sampled, RequestError):
-                failed.append(seat)
-                self._events.append(Failed(seat.admitted.completion.id, sampled))
-            else:
-                self._events += self._take(seat, sampled)
+            for event in self._outcome(seat, sampled):
+                self._events.append(event)  # at once: whatever raises, `drain` has it
+                if isinstance(event, Failed):
+                    failed.add(event.id)
         for seat in seats:
             if seat.finished:
                 self._leave(seat)
-        for id in {seat.admitted.completion.id for seat in failed}:
+        for id in failed:
             self.cancel(id)
+
+    def _outcome(self, seat: Seat, sampled: Sampled | RequestError) -> Iterator[Event]:
+        if isinstance(sampled, RequestError):
+            return iter([Failed(seat.admitted.completion.id, sampled)])
+        return seat.take(sampled, self._eos, self._tokenizer)
 
     def _next_tokens(self, seats: Sequence[Seat], logits: Logits) -> list[Sampled | RequestError]:
         """Replayed choices get their persisted token, the others are sampled in one call."""
         vocab = self._tokenizer.vocab_size
-        fresh = [i for i, seat in enumerate(seats) if not seat.replaying]
-        rows = logits if len(fresh) == len(seats) else logits[fresh]
-        drawn = iter(sample(rows, [seats[i].row for i in fresh], vocab) if fresh else [])
-        outcomes: list[Sampled | RequestError] = []
+        outcomes: dict[int, Sampled | RequestError] = {}
         for i, seat in enumerate(seats):
             if seat.replaying:
                 token = seat.choice.tokens[seat.row.position]
-                outcomes.append(score(logits[i], seat.row, token, vocab))
-            else:
-                outcomes.append(next(drawn))
-        return outcomes
-
-    def _take(self, seat: Seat, sampled: Sampled) -> list[Event]:
-        """EOS, then stop string, then length: the order of the reference, section 3.3."""
-        if sampled.token in self._eos:
-            return self._finish(seat, "stop")
-        replayed, start = seat.replaying, seat.row.position
-        emitted = seat.stream.push(sampled.token, self._entry(sampled))
-        seat.row.advance(sampled.token)
-        seat.last = sampled.token
-        events: list[Event] = []
-        if not replayed:
-            seat.fresh.append(sampled.token)
-            id, choice = seat.admitted.completion.id, seat.choice.index
-            logprobs = tuple(emitted.logprobs or ())
-            events.append(Tokens(id, choice, start, (sampled.token,), emitted.text, logprobs))
-        if emitted.stopped:
-            events += self._finish(seat, "stop")
-        elif seat.row.position >= seat.admitted.limit:
-            events += self._finish(seat, "length")
-        return events
-
-    def _entry(self, sampled: Sampled) -> LogprobEntry | None:
-        if sampled.logprob is None:
-            return None
-        return logprob_entry(self._tokenizer, sampled.token, sampled.logprob, sampled.top)
-
-    def _finish(self, seat: Seat, reason: str) -> list[Event]:
-        seat.finished = True
-        id, choice = seat.admitted.completion.id, seat.choice.index
-        tail = seat.stream.finish()
-        if tail.stopped:  # the last, broken code point completed a stop string
-            reason = "stop"
-        events: list[Event] = []
-        if tail.text or tail.logprobs:
-            logprobs = tuple(tail.logprobs or ())
-            events.append(Tokens(id, choice, seat.row.position, (), tail.text, logprobs))
-        return [*events, Finished(id, choice, reason, seat.stream.text)]
+                outcomes[i] = score(logits[i], seat.row, token, vocab)
+            elif (refused := seat.constrain()) is not None:
+                outcomes[i] = refused
+        fresh = [i for i in range(len(seats)) if i not in outcomes]
+        if fresh:
+            rows = logits if len(fresh) == len(seats) else logits[fresh]
+            drawn = sample(rows, [seats[i].row for i in fresh], vocab)
+            outcomes |= zip(fresh, drawn, strict=True)
+        return [outcomes[i] for i in range(len(seats))]
 
     def _leave(self, seat: Seat) -> None:
         move = self._slots.leave(seat)

@@ -221,7 +221,7 @@ class EngineThread(threading.Thread):
         self._blame.cancel(claimed.request_id)
         self._recorder.begin(claimed)
         try:
-            completion = to_completion(claimed, self._model.template, self._model.tokenizer)
+            completion = to_completion(claimed, self._model.wording)
             if completion.choices:
                 self._engine.admit(completion)
         except RequestError as error:

@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from orchestrator.errors import RequestError, WorkerError
+from workers.calls import CallFormat
+from workers.constraint import Grammar
 from workers.sampler import Sampling
+from workers.text import CallDelta
 from workers.tokenizer import LogprobEntry
 
 
@@ -21,7 +24,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One request as the engine sees it; `max_tokens` counts sampled tokens, per choice."""
+    """One request as the engine sees it; `max_tokens` counts sampled tokens, per choice.
+
+    `grammar`: what may be sampled and how it must end (None: anything); `calls`: how the model
+    writes calls (None: all is text); `call_reason`: the finish reason of a choice that made one;
+    `warnings`: what of the request is not kept to.
+    """
 
     id: int
     prompt: tuple[int, ...]
@@ -29,6 +37,10 @@ class Completion:
     choices: tuple[Choice, ...]
     max_tokens: int | None = None
     stops: tuple[str, ...] = ()
+    grammar: Grammar | None = None
+    calls: CallFormat | None = None
+    call_reason: str = "tool_calls"
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +50,14 @@ class Started:
     id: int
     prompt_tokens: int
     replayed_tokens: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """`tokens` from position `start` of a choice, and the text that became safe with them.
+    """`tokens` from position `start` of a choice; the text and calls that became safe with them.
 
-    No token and some text: what was held back, released at the end.
+    No token and some text or calls: what was held back, released at the end.
     """
 
     id: int
@@ -53,11 +66,15 @@ class Tokens:
     tokens: tuple[int, ...]
     text: str
     logprobs: tuple[LogprobEntry, ...]
+    calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A choice ended; `text` is the whole of it, `finish_reason` is `stop` or `length`."""
+    """A choice ended; `text` is the whole of its text, without calls.
+
+    `finish_reason` is `stop`, `length`, or the completion's `call_reason`.
+    """
 
     id: int
     choice: int
@@ -87,7 +104,7 @@ Event = Started | Tokens | Finished | Failed | Broken
 def started(completion: Completion) -> Started:
     """A completion sits down with the tokens that its choices have already."""
     replayed = sum(len(choice.tokens) for choice in completion.choices)
-    return Started(completion.id, len(completion.prompt), replayed)
+    return Started(completion.id, len(completion.prompt), replayed, completion.warnings)
 
 
 def once_failed(events: Iterable[Event]) -> list[Event]:

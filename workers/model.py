@@ -1,4 +1,4 @@
-"""A model in memory: folder, runner, tokenizer, template, and the fingerprint of their sum.
+"""A model in memory: folder, runner, wording, and the fingerprint of their sum.
 
 Knows nothing of jobs, threads or Celery.
 """
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from orchestrator.errors import WorkerError
 from orchestrator.settings import Settings
-from workers.chat import ChatTemplate, eos_token_ids
+from workers.chat import ChatTemplate
 from workers.folder import ModelFolder
 from workers.prepare import PREPARE_VERSION
 from workers.runner import RUNTIME_VERSION, Runner
 from workers.sampler import SAMPLER_VERSION
 from workers.tokenizer import Tokenizer
+from workers.wording import Wording
 
 log = logging.getLogger("penstock.model")
 
@@ -25,10 +26,21 @@ class LoadedModel:
 
     folder: ModelFolder
     runner: Runner
-    tokenizer: Tokenizer
-    template: ChatTemplate
-    eos: frozenset[int]
+    wording: Wording
     fingerprint: str
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.wording.tokenizer
+
+    @property
+    def template(self) -> ChatTemplate:
+        return self.wording.template
+
+    @property
+    def eos(self) -> frozenset[int]:
+        """The ids that end a completion."""
+        return self.wording.eos
 
     @classmethod
     def load(
@@ -39,15 +51,13 @@ class LoadedModel:
         slots: int | None = None,
         device: str = "cpu",
     ) -> "LoadedModel":
-        """Open tokenizer, template and session; raises WorkerError with the reason.
+        """Open the session and what stands beside it; raises WorkerError with the reason.
 
         Where the device has no memory for so many slots it is tried with half as many.
         """
-        tokenizer = Tokenizer(folder.path)
-        template = ChatTemplate.load(folder.path)
+        wording = Wording.load(folder.path, template_seconds=settings.template_seconds)
         runner = _runner(folder, settings, slots or settings.slots, device)
-        eos = eos_token_ids(folder.path, tokenizer)
-        return cls(folder, runner, tokenizer, template, eos, _fingerprint(folder, runner))
+        return cls(folder, runner, wording, _fingerprint(folder, runner))
 
 
 def _runner(folder: ModelFolder, settings: Settings, slots: int, device: str) -> Runner:

@@ -17,6 +17,7 @@ from orchestrator.db import store
 from orchestrator.db.database import Database
 from orchestrator.errors import RequestError, WorkerError
 from workers.events import Broken, Event, Failed, Finished, Started, Tokens
+from workers.text import CallDelta
 from workers.tokenizer import LogprobEntry
 
 log = logging.getLogger("penstock.recorder")
@@ -31,6 +32,7 @@ class _Chunk:
     tokens: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     logprobs: list[LogprobEntry] = field(default_factory=list)
+    calls: list[CallDelta] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -44,6 +46,7 @@ class _Open:
     prompt_tokens: int = 0
     replayed_tokens: int = 0
     completion_tokens: int = 0
+    warnings: tuple[str, ...] = ()
     error: RequestError | None = None
     broken: WorkerError | None = None
     flushed: bool = False
@@ -189,6 +192,7 @@ class Recorder:
                 replayed_tokens=request.replayed_tokens,
             ),
             system_fingerprint=self._fingerprint,
+            warnings=request.warnings,
             idle_attempts=0 if request.completion_tokens else claimed.idle_attempts,
             waiting=not request.prompt_tokens,
         )
@@ -212,12 +216,14 @@ def _gather(request: _Open, event: Event) -> int:
     match event:
         case Started():
             request.prompt_tokens = event.prompt_tokens
+            request.warnings = event.warnings
             request.replayed_tokens += event.replayed_tokens  # parked and begun again: both count
         case Tokens():
             chunk = request.chunks.setdefault(event.choice, _Chunk(event.start))
             chunk.tokens += event.tokens
             chunk.text.append(event.text)
             chunk.logprobs += event.logprobs
+            chunk.calls += event.calls
             request.completion_tokens += len(event.tokens)
             return len(event.tokens)
         case Finished():
@@ -238,4 +244,21 @@ def _chunk_write(choice: int, chunk: _Chunk) -> store.ChunkWrite:
         token_ids=np.asarray(chunk.tokens, dtype=np.int32),
         text="".join(chunk.text),
         logprobs=chunk.logprobs or None,
+        calls=_merged(chunk.calls) or None,
     )
+
+
+def _merged(deltas: Iterable[CallDelta]) -> list[dict[str, object]]:
+    """The headers of the calls that began, each call's fragments joined to one behind its own."""
+    found: list[dict[str, object]] = []
+    for delta in deltas:
+        if delta.name is not None:
+            found.append({"index": delta.index, "name": delta.name, "arguments": ""})
+        if not delta.arguments:
+            continue
+        last = found[-1] if found else {}
+        if last.get("index") == delta.index and "name" not in last:
+            last["arguments"] = f"{last['arguments']}{delta.arguments}"
+        else:
+            found.append({"index": delta.index, "arguments": delta.arguments})
+    return found

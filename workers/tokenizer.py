@@ -1,4 +1,4 @@
-"""Text to token ids, and token ids to safe text, byte-exactly and one token at a time.
+"""Text to token ids, and token ids to their bytes.
 
 Knows nothing of jobs, chat templates or sampling. The only file that imports `tokenizers`.
 
@@ -7,12 +7,10 @@ sequence that cannot be completed. Byte-level BPE and SentencePiece-like vocabul
 without byte fallback) are known by the decoder named in `tokenizer.json`; others are refused.
 """
 
-import codecs
 import json
 import re
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,7 +41,7 @@ class Tokenizer:
         self._inner.no_truncation()
         self._inner.no_padding()
         decoder = _Decoder.of(spec.get("decoder"), path)
-        self._lead = decoder.lead
+        self.lead = decoder.lead
         self._bytes = _bytes_by_id(self._inner, decoder)
         self._specials = frozenset(
             id for id, token in self._inner.get_added_tokens_decoder().items() if token.special
@@ -64,9 +62,11 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` as a text of their own; special tokens have none."""
-        stream = self.stream()
-        pieces = [stream.push(id).text for id in ids]
-        return "".join([*pieces, stream.finish().text])
+        lead, pieces = self.lead, []
+        for id in ids:
+            piece, lead = lead.cut(self._bytes[id])
+            pieces.append(piece)
+        return b"".join(pieces).decode("utf-8", "replace")
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes `id` stands for inside a text; b"" for a special token."""
@@ -88,17 +88,22 @@ class Tokenizer:
         """The whole tokenizer, for a fingerprint or a grammar engine."""
         return str(self._inner.to_str())
 
-    def stream(self, stops: tuple[str, ...] = ()) -> "TextStream":
-        """A new text, to be cut before the first of `stops`."""
-        return TextStream(self, stops, self._lead)
-
 
 @dataclass(frozen=True, slots=True)
-class _Lead:
+class Lead:
     """What a decoder takes from the beginning of a text."""
 
     spaces: int = 0  # so many leading spaces of the text
     word_starts: bool = False  # every word start of the first token
+
+    def cut(self, data: bytes) -> tuple[bytes, "Lead"]:
+        """The next token's bytes without it, and what is to be taken from the token after."""
+        if not data or not (self.spaces or self.word_starts):
+            return data, self
+        rest, spaces = data.replace(b" ", b"") if self.word_starts else data, self.spaces
+        while spaces and rest.startswith(b" "):
+            rest, spaces = rest[1:], spaces - 1
+        return rest, Lead(0 if rest else spaces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,7 @@ class _Decoder:
 
     byte_level: bool
     byte_fallback: bool
-    lead: _Lead
+    lead: Lead
 
     @classmethod
     def of(cls, spec: dict[str, Any] | None, path: Path) -> "_Decoder":
@@ -122,7 +127,7 @@ class _Decoder:
             step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never"
             for step in steps
         )
-        return cls("ByteLevel" in kinds, "ByteFallback" in kinds, _Lead(spaces, prepends))
+        return cls("ByteLevel" in kinds, "ByteFallback" in kinds, Lead(spaces, prepends))
 
     def bytes_of(self, token: str) -> bytes:
         if self.byte_level:
@@ -191,133 +196,10 @@ def logprob_entry(
 def _logprob(tokenizer: Tokenizer, token: int, logprob: float) -> LogprobEntry:
     data = tokenizer.token_bytes(token)
     if data:
-        return {"token": _shown(data), "logprob": logprob, "bytes": list(data)}
+        return {"token": shown(data), "logprob": logprob, "bytes": list(data)}
     return {"token": tokenizer.token(token), "logprob": logprob, "bytes": None}
 
 
-def _shown(data: bytes) -> str:
+def shown(data: bytes) -> str:
     """The token as text, bytes that are none on their own as `\\\\xf0`."""
     return data.decode("utf-8", "backslashreplace")
-
-
-@dataclass(frozen=True, slots=True)
-class Emitted:
-    """What one token, or the end of the text, released.
-
-    `text` may be "" beside entries in `logprobs` only when the text has ended (`stopped`, or from
-    `finish`): then they are of tokens cut in their middle, or of tokens without text.
-    """
-
-    text: str = ""
-    logprobs: list[LogprobEntry] = field(default_factory=list)
-    stopped: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A log-probability entry whose token's text is not emitted yet."""
-
-    start: int  # the character that holds the token's first byte
-    end: int  # the character that holds its last byte
-    entry: LogprobEntry
-
-
-class TextStream:
-    """One choice's text as its tokens come; a function of the tokens pushed, so replay resumes it.
-
-    Held back are the bytes of an incomplete character and whatever may become a stop string; the
-    entry of a token leaves with the piece that carries the token's last byte. At the end of a
-    piece no character is ever taken back.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...], lead: "_Lead") -> None:
-        self._tokenizer, self._stops = tokenizer, stops
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._spaces, self._word_starts = lead.spaces, lead.word_starts
-        self._decoded = self._emitted = 0  # characters
-        self._held = ""  # decoded, not emitted
-        self._pieces: list[str] = []
-        self._waiting: deque[_Waiting] = deque()
-        self._stopped = False
-
-    @property
-    def text(self) -> str:
-        """Everything emitted so far."""
-        return "".join(self._pieces)
-
-    def push(self, token: int, logprob: LogprobEntry | None = None) -> Emitted:
-        """Take a token and its entry; release what is certain. EOS is not pushed."""
-        if self._stopped:
-            raise ValueError("the text has ended before a stop string")
-        data = self._tokenizer.token_bytes(token)
-        kept = self._without_lead(data)
-        start, end = self._feed(kept[:1]), self._feed(kept[1:])
-        if logprob is not None:
-            if kept != data:  # the entries' bytes are those of the text
-                logprob = logprob | {"token": _shown(kept), "bytes": list(kept)}
-            self._waiting.append(_Waiting(start, end, logprob))
-        return self._stop() or self._release(len(self._held) - _held_back(self._held, self._stops))
-
-    def finish(self) -> Emitted:
-        """Release all that is held, a dangling sequence as one U+FFFD; it may complete a stop."""
-        if self._stopped:
-            return Emitted(stopped=True)
-        self._feed(b"", final=True)
-        return self._stop() or self._release(len(self._held), final=True)
-
-    def _without_lead(self, data: bytes) -> bytes:
-        if not data:
-            return data
-        if self._word_starts:
-            self._word_starts = False
-            data = data.replace(b" ", b"")
-        while self._spaces and data.startswith(b" "):
-            self._spaces -= 1
-            data = data[1:]
-        if data:
-            self._spaces = 0
-        return data
-
-    def _feed(self, data: bytes, final: bool = False) -> int:
-        """Decode; the index of the character that holds the last byte fed so far."""
-        piece = self._decoder.decode(data, final)
-        self._held += piece
-        self._decoded += len(piece)
-        # Bytes of an incomplete character are one prefix of one: they end up in one character,
-        # the next, be it their own or U+FFFD.
-        return self._decoded + bool(self._decoder.getstate()[0]) - 1
-
-    def _stop(self) -> Emitted | None:
-        """End the text where a stop string occurs; the earliest start wins."""
-        starts = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if not starts:
-            return None
-        self._stopped = True
-        text = self._emit(min(starts))
-        entries = [each.entry for each in self._waiting if each.start < self._emitted]
-        return Emitted(text, entries, stopped=True)
-
-    def _release(self, size: int, final: bool = False) -> Emitted:
-        text = self._emit(size)
-        entries = []
-        while self._waiting and (final or (text and self._waiting[0].end < self._emitted)):
-            entries.append(self._waiting.popleft().entry)
-        return Emitted(text, entries)
-
-    def _emit(self, size: int) -> str:
-        text, self._held = self._held[:size], self._held[size:]
-        self._emitted += size
-        self._pieces.append(text)
-        return text
-
-
-def _held_back(text: str, stops: tuple[str, ...]) -> int:
-    """The length of the longest end of `text` that begins a stop string, `text` holding none."""
-    longest = 0
-    for stop in stops:
-        at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
-        while at >= 0 and not stop.startswith(text[at:]):
-            at = text.find(stop[0], at + 1)
-        if at >= 0:
-            longest = max(longest, len(text) - at)
-    return longest

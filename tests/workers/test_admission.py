@@ -1,5 +1,6 @@
 """A claim to a completion: its parameters, its prompt, its random numbers, what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ from hypothesis import strategies as st
 
 from orchestrator.db.store import Claimed, ClaimedChoice
 from orchestrator.errors import RequestError
+from orchestrator.spec.params import parse_params
 from workers.admission import prompt_seed, to_completion
 from workers.chat import ChatTemplate
-from workers.engine import Choice
+from workers.constraint import Shape
+from workers.engine import Choice, Completion
 from workers.folder import TINY
 from workers.sampler import Sampling, uniform
-from workers.tokenizer import Tokenizer
+from workers.shapes import Asked, asked
+from workers.wording import Wording
 
-TOKENIZER = Tokenizer(TINY)
-TEMPLATE = ChatTemplate.load(TINY)
+WORDING = Wording.load(TINY)
+TOKENIZER = WORDING.tokenizer
 ASK = [{"role": "user", "content": "What is {{ a }} + {{ b }}?"}]
 CHRISTMAS = 1_766_620_800  # 2025-12-25, 00:00 UTC
 GOLDEN = (1_786_884_285_633_530_058, 2_299_122_497_161_046_891, 7_676_152_789_606_308_007)
@@ -51,13 +55,13 @@ def choice(index: int, *tokens: int, reason: str | None = None) -> ClaimedChoice
     return ClaimedChoice(index, np.array(tokens, np.int32), reason)
 
 
-def admit(given: Claimed, template: ChatTemplate = TEMPLATE) -> Any:
-    return to_completion(given, template, TOKENIZER)
+def admit(given: Claimed, template: ChatTemplate = WORDING.template) -> Completion:
+    return to_completion(given, replace(WORDING, template=template))
 
 
-def refusal(given: Claimed, template: ChatTemplate = TEMPLATE) -> RequestError:
+def refusal(given: Claimed, template: ChatTemplate = WORDING.template) -> RequestError:
     with pytest.raises(RequestError) as refused:
-        to_completion(given, template, TOKENIZER)
+        admit(given, template)
     return refused.value
 
 
@@ -225,3 +229,115 @@ def test_seeds_at_both_ends_are_admitted(seed: int) -> None:
     completion = admit(claimed(seed=seed))
     assert completion.sampling.seed == prompt_seed(seed, completion.prompt)
     assert 0 <= uniform(completion.sampling.seed, 127, 0) < 1
+
+
+# --- what completions are held to -----------------------------------------------------------------
+
+F = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+G = {"name": "g", "description": "d"}
+TOOLS = [{"type": "function", "function": F}, {"type": "function", "function": G}]
+CLOSED = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
+TOOL_F = {"type": "function", "function": {"name": "f"}}
+
+
+def schema(wanted: object, *, strict: bool = False) -> dict[str, Any]:
+    named = {"name": "x", "schema": wanted, "strict": strict}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
+
+
+def wishes(params: dict[str, Any]) -> Asked:
+    return asked(parse_params({"model": "tiny", "messages": ASK, **params}))
+
+
+def test_free_text_is_held_to_nothing() -> None:
+    free = admit(claimed({"response_format": {"type": "text"}}))
+    assert (free.grammar, free.calls, free.warnings) == (None, None, ())
+    assert wishes({}) == Asked(Shape())
+
+
+@pytest.mark.parametrize(
+    "params, shape",
+    [
+        (schema(CLOSED, strict=True), Shape(schema=CLOSED, strict=True)),
+        (schema({"enum": [1]}), Shape(schema={"enum": [1]})),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            Shape(schema={"type": "object"}),
+        ),
+    ],
+)
+def test_a_response_format_is_a_shape(params: dict[str, Any], shape: Shape) -> None:
+    assert wishes(params).shape == shape
+    completion = admit(claimed(params))
+    assert completion.grammar is not None and completion.calls is None
+
+
+def test_json_object_is_any_object() -> None:
+    ask = [{"role": "user", "content": "JSON"}]
+    params = {"messages": ask, "response_format": {"type": "json_object"}}
+    assert wishes(params).shape == Shape(schema={"type": "object"})
+
+
+@pytest.mark.parametrize(
+    "params, choice, names, parallel, reason",
+    [
+        ({}, "auto", "fg", True, "tool_calls"),
+        ({"tool_choice": "auto", "parallel_tool_calls": False}, "auto", "fg", False, "tool_calls"),
+        ({"tool_choice": "required"}, "required", "fg", True, "tool_calls"),
+        ({"tool_choice": TOOL_F}, "named", "f", False, "stop"),
+    ],
+)
+def test_tools_are_a_shape_and_shown(
+    params: dict[str, Any], choice: str, names: str, parallel: bool, reason: str
+) -> None:
+    found = wishes({"tools": TOOLS, **params})
+    assert found.shape.choice == choice and found.shape.parallel == parallel
+    assert [function.name for function in found.shape.functions] == list(names)
+    assert found.tools == TOOLS
+    completion = admit(claimed({"tools": TOOLS, **params}))
+    assert completion.calls is not None and completion.call_reason == reason
+    shown = WORDING.template.render([{"role": "user", "content": "What is 12 + 30?"}], TOOLS)
+    assert completion.prompt == tuple(TOKENIZER.encode(shown))
+
+
+@pytest.mark.parametrize(
+    "choice, kind, reason",
+    [
+        (None, "auto", "function_call"),
+        ("auto", "auto", "function_call"),
+        ({"name": "g"}, "named", "stop"),
+    ],
+)
+def test_functions_are_tools_of_which_one_is_called(choice: Any, kind: str, reason: str) -> None:
+    given = {"functions": [F, G]} | ({"function_call": choice} if choice else {})
+    found = wishes(given)
+    assert (found.shape.choice, found.shape.parallel) == (kind, False)
+    assert (found.call_reason, found.tools) == (reason, TOOLS)
+    assert admit(claimed(given)).prompt == admit(claimed({"tools": TOOLS})).prompt
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"tools": TOOLS, "tool_choice": "none"}, {"functions": [F], "function_call": "none"}],
+)
+def test_tools_that_may_not_be_called_are_not_shown(params: dict[str, Any]) -> None:
+    completion = admit(claimed(params))
+    assert (completion.calls, completion.grammar) == (None, None)
+    assert completion.prompt == admit(claimed()).prompt
+
+
+def test_what_cannot_be_kept_to_is_said_or_refused() -> None:
+    hard = {"type": "object", "not": {"required": ["a"]}}
+    completion = admit(claimed(schema(hard)))
+    assert completion.grammar is None and len(completion.warnings) == 1
+    tools = [TOOLS[1], {"type": "function", "function": {"name": "h", "parameters": hard}}]
+    assert len(admit(claimed({"tools": tools})).warnings) == 1
+
+
+def test_tools_without_a_known_form_of_calls_fail_the_request() -> None:
+    silent = replace(WORDING, calls=None)
+    for params, name in (({"tools": TOOLS}, "tools"), ({"functions": [F]}, "functions")):
+        with pytest.raises(RequestError, match=f"'{name}' cannot be used with this model"):
+            to_completion(claimed(params), silent)
+    free = claimed({"tools": TOOLS, "tool_choice": "none"})
+    assert to_completion(free, silent).calls is None

@@ -78,7 +78,8 @@ def at_work(
 ) -> Iterator[EngineThread]:
     runner: Any = WatchedRunner(fault)
     # An end token of the real model may never be drawn here: every choice runs to its limit.
-    model = replace(model, runner=runner, eos=frozenset())
+    wording = replace(model.wording, eos=frozenset())
+    model = replace(model, runner=runner, wording=wording)
     thread = EngineThread(settings, db, model, **how)
     thread.start()
     try:

@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from orchestrator.db import database, store, views
+from orchestrator.db import database, replay, store, views
 from orchestrator.db.database import Database
 from orchestrator.db.store import Claimed
 from orchestrator.errors import RequestError, WorkerError
@@ -18,6 +19,7 @@ from tests.orchestrator.db.builders import claim_some, everything, rows, small_p
 from workers import recorder as module
 from workers.engine import Failed, Finished, Started, Tokens
 from workers.recorder import Recorder
+from workers.text import CallDelta
 
 CHUNKS = (
     "SELECT choice, token_start, n_tokens, text FROM chunks ORDER BY request_id, choice, "
@@ -49,6 +51,11 @@ def said(
 def started(claimed: Claimed, prompt: int = 9) -> Started:
     replayed = sum(len(choice.token_ids) for choice in claimed.choices)
     return Started(claimed.request_id, prompt, replayed)
+
+
+def called(claimed: Claimed, start: int, *deltas: CallDelta, choice: int = 0) -> Tokens:
+    """One token, and the parts of calls that it told."""
+    return Tokens(claimed.request_id, choice, start, (9,), "", (), deltas)
 
 
 def ended(claimed: Claimed, text: str, choice: int = 0, reason: str = "stop") -> Finished:
@@ -92,6 +99,48 @@ def test_what_was_emitted_between_two_flushes_is_one_chunk_a_choice(
     store.release_worker(db, "w")
     (again,) = claim_some(db)
     assert [choice.token_ids.tolist() for choice in again.choices] == [[5, 6, 7, 9], [8]]
+
+
+def test_fragments_of_a_call_are_one_in_each_flush(db: Database, claimed: Claimed) -> None:
+    mine = recorder(db, [claimed])
+    first = [CallDelta(0, "f"), CallDelta(0, arguments="{"), CallDelta(0, arguments='"a"')]
+    mine.record([started(claimed), said(claimed, 0, 5, text="x"), called(claimed, 1, *first)])
+    mine.record([called(claimed, 0, CallDelta(0, "one"), choice=1)])
+    mine.flush()
+    mine.record([called(claimed, 2, CallDelta(0, arguments=": 1"))])
+    mine.record([called(claimed, 3, CallDelta(0, arguments="}"), CallDelta(1, "g"))])
+    mine.record([called(claimed, 4), called(claimed, 5, CallDelta(1, arguments="{}"))])
+    mine.flush()
+    mine.record([called(claimed, 6)])
+    mine.flush()
+    stored = views.chunks_after(db, claimed.request_id)
+    assert [(c.choice, c.token_start, c.text, c.calls) for c in stored] == [
+        (
+            *(0, 0, "x"),
+            [{"index": 0, "name": "f", "arguments": ""}, {"index": 0, "arguments": '{"a"'}],
+        ),
+        (1, 0, "", [{"index": 0, "name": "one", "arguments": ""}]),
+        (
+            *(0, 2, ""),
+            [
+                {"index": 0, "arguments": ": 1}"},
+                {"index": 1, "name": "g", "arguments": ""},
+                {"index": 1, "arguments": "{}"},
+            ],
+        ),
+        (0, 6, "", None),
+    ]
+
+
+def test_what_is_not_kept_to_is_written_with_the_first_flush(
+    db: Database, claimed: Claimed
+) -> None:
+    mine = recorder(db, [claimed])
+    mine.record([replace(started(claimed), warnings=("a", "b"))])
+    mine.flush()
+    mine.record([said(claimed, 0, 5, text="x")])
+    mine.flush()
+    assert replay.envelope(db, claimed.request_id).warnings == ("a", "b")
 
 
 def test_text_released_at_the_end_is_a_chunk_without_tokens(db: Database, claimed: Claimed) -> None:
