@@ -11,7 +11,7 @@ help:  ## this list
 run: $(INSTALLED)  ## the quickstart job, planned, run, graded and summarised; continues one that was killed
 	$(BIN)/penstock run jobs/quickstart.yaml --resume
 
-test: $(INSTALLED)  ## every test but the long forms
+test: $(INSTALLED) .venv-openai-1.40/installed  ## every test but the long forms
 	$(BIN)/python -m pytest -m "not soak"
 
 lint: $(INSTALLED)  ## style, types, import contracts
@@ -31,10 +31,12 @@ bench: $(INSTALLED)  ## the benchmark tables (peers: see benchmarks/README.md)
 parity: $(INSTALLED) .venv-parity/installed  ## make the parity models anew, compare with transformers live
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && \
 	.venv-parity/bin/python tests/parity/make.py --output "$$models" && \
-	PARITY_MODELS="$$models" $(BIN)/python -m pytest tests/workers/test_parity.py
+	.venv-parity/bin/python tests/parity/templates.py --output "$$models/templates.json" && \
+	PARITY_MODELS="$$models" PARITY_TEMPLATES="$$models/templates.json" \
+	$(BIN)/python -m pytest tests/workers/test_parity.py tests/templates
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-parity dist build
+	rm -rf .venv .venv-parity .venv-openai-1.40 dist build
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -44,4 +46,9 @@ $(INSTALLED): pyproject.toml
 .venv-parity/installed: tests/parity/requirements.txt
 	$(PYTHON) -m venv --clear .venv-parity
 	.venv-parity/bin/python -m pip install --quiet -r tests/parity/requirements.txt
+	touch $@
+
+.venv-openai-1.40/installed: tests/openai_client/requirements-1.40.txt
+	$(PYTHON) -m venv --clear .venv-openai-1.40
+	.venv-openai-1.40/bin/python -m pip install --quiet -r tests/openai_client/requirements-1.40.txt
 	touch $@

@@ -210,7 +210,7 @@ def _check_worker(worker: LocalWorker) -> None:
 def _check_at_door(made: Plan, loaded: LoadedModel) -> None:
     from workers.door import check_plan
 
-    check_plan(made, loaded.template, loaded.tokenizer, context=loaded.runner.max_length)
+    check_plan(made, loaded.wording, context=loaded.runner.max_length)
 
 
 # --- planning -------------------------------------------------------------------------------------

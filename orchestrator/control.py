@@ -160,10 +160,9 @@ def _stopped_by_signals() -> threading.Event:
 
 def _check_at_door(made: Plan, model: str | None, settings: Settings) -> None:
     """What only the model's files can tell, where they are at hand. Raises SpecError, NotFound."""
-    from workers.chat import ChatTemplate
     from workers.door import check_plan
     from workers.folder import find_model
-    from workers.tokenizer import Tokenizer
+    from workers.wording import Wording
 
     try:
         folder = find_model(model or made.spec.model, settings.models_dir)
@@ -173,4 +172,5 @@ def _check_at_door(made: Plan, model: str | None, settings: Settings) -> None:
         talk(f"model {made.spec.model} is not here: its prompts are checked when they are claimed")
         return
     context = min(folder.context_length, settings.max_context)
-    check_plan(made, ChatTemplate.load(folder.path), Tokenizer(folder.path), context=context)
+    wording = Wording.load(folder.path, template_seconds=settings.template_seconds)
+    check_plan(made, wording, context=context)

@@ -49,6 +49,7 @@ def line(result: Result) -> Json:
         "point": dict(result.point_params),
         "request_id": result.request_id,
         "seed": result.seed,
+        "user": result.user,
         "state": result.state,
         "completion": completion(result) if succeeded else None,
         "error": None if succeeded else _error(result),
@@ -69,6 +70,7 @@ def completion(result: Result) -> Json:
         model=result.model,
         params={**result.params, **result.point_params},
         system_fingerprint=result.system_fingerprint,
+        warnings=result.warnings,
     )
     chunks = (chunk for choice in result.choices for chunk in choice.chunks)
     ends = (ChoiceEnd(c.choice, c.finish_reason) for c in result.choices if c.finish_reason)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from orchestrator.db import views
 from orchestrator.db.database import Database
@@ -52,30 +53,61 @@ def follow_request(db: Database, request_id: int) -> Iterator[News]:
 
 
 def request_text(db: Database, request_id: int, n: int) -> Iterator[str]:
-    """The request's text as it is persisted: choice after choice, with a heading where n > 1."""
-    held: list[list[str]] = [[] for _ in range(n)]
+    """The request's text as it is persisted: choice after choice, with a heading where n > 1.
+
+    Calls come after the text they follow, a line `name(arguments)` each.
+    """
+    shown = [_Shown() for _ in range(n)]
     current, headed = 0, -1
     for look in follow_request(db, request_id):
         for chunk in look.chunks:
-            held[chunk.choice].append(chunk.text)
-        ended = {end.choice for end in look.ends}
+            shown[chunk.choice].add(chunk)
+        ended = {end.choice: end.finish_reason for end in look.ends}
         over = look.state in _ENDED_REQUEST
         while current < n:
-            if n > 1 and headed < current and (held[current] or over):
+            if n > 1 and headed < current and (shown[current].pieces or over):
                 headed = current
                 yield f"--- choice {current}\n"
-            yield "".join(held[current])
-            held[current].clear()
+            yield shown[current].take(ended.get(current))
             if current not in ended and not over:
                 break
             yield "\n"
             current += 1
 
 
+@dataclass(slots=True)
+class _Shown:
+    """What of one choice is to be shown; `in_call` while its last call is not closed."""
+
+    pieces: list[str] = field(default_factory=list)
+    begun: bool = False
+    in_call: bool = False
+
+    def add(self, chunk: StoredChunk) -> None:
+        if chunk.text:
+            self.pieces.append(chunk.text)
+        for call in chunk.calls or ():
+            if (name := call.get("name")) is not None:
+                said = self.begun or bool(self.pieces)
+                self.pieces += [")" if self.in_call else "", "\n" if said else "", f"{name}("]
+                self.in_call = True
+            self.pieces.append(call["arguments"])
+
+    def take(self, finish_reason: str | None) -> str:
+        """What is new; a call that was cut off stays open."""
+        if self.in_call and finish_reason not in (None, "length"):
+            self.pieces.append(")")
+        new = "".join(self.pieces)
+        self.begun = self.begun or bool(new)
+        self.pieces.clear()
+        return new
+
+
 def request_chunks(db: Database, request_id: int) -> Iterator[Json]:
     """The request's `chat.completion.chunk` objects as they come; joined, they fold to the export.
 
-    Waits for the first look that finds a chunk, so that the fingerprint is in all of them.
+    They are the same objects whenever the request is read, while it runs or after. Waits for
+    the first look that finds a chunk, so that the fingerprint is in all of them.
     """
     looks = follow_request(db, request_id)
     last = next(looks)

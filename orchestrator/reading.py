@@ -102,6 +102,9 @@ def export(
         str,
         typer.Option("-o", "--output", metavar="OUT", help="A file, replaced when whole; or -."),
     ] = "-",
+    user: Annotated[
+        str | None, typer.Option("--user", help="Only requests whose parameter `user` is this.")
+    ] = None,
 ) -> None:
     """Write every ended request of a job as a line of JSON, its completion folded.
 
@@ -113,7 +116,10 @@ def export(
         said = terminal.Counter("exported", terminal.done(found)).show
         place = open_stream(sys.stdout, "stdout") if output == "-" else whole_file(Path(output))
         with place as out:
-            count = write_lines(views.results(db, job_id), out, said)
+            count = write_lines(views.results(db, job_id, user=user), out, said)
+    if user is not None:
+        terminal.talk(f"exported {count} requests of user {user}")
+        return
     left = found.requests - count
     terminal.talk(f"exported {count} requests" + (f"; {left} have not ended" if left > 0 else ""))
 

@@ -137,10 +137,8 @@ class JobProgress:
             self._bar.update(self._task, completed=done(status), pace=f"{pace}{failed}")
         elif now - self._spoke_at >= PLAIN_INTERVAL_SECONDS:
             self._spoke_at = now
-            line = (
-                f"{visible(status.name)}: {done(status)}/{status.requests} requests{failed}, {pace}"
-            )
-            self._console.print(line, soft_wrap=True)
+            ended = f"{done(status)}/{status.requests} requests{failed}"
+            self._console.print(f"{visible(status.name)}: {ended}, {pace}", soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,15 +207,8 @@ def _sql_client(database_url: str) -> str:
 def print_jobs(jobs: Sequence[JobStatus]) -> None:
     """The newest jobs as a table on stdout."""
     header = (
-        "job",
-        "name",
-        "model",
-        "state",
-        "created (UTC)",
-        "done",
-        "requests",
-        "failed",
-        "tokens",
+        *("job", "name", "model", "state", "created (UTC)"),
+        *("done", "requests", "failed", "tokens"),
     )
     rows = [
         (
@@ -264,7 +255,16 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     for example in plan["examples"]:
         say(f"item {example['custom_id']}:")
         for message in example["messages"]:
-            say(f"  {message['role']}: {message.get('content')}")
+            say(f"  {message['role']}: {_spoken(message)}")
+
+
+def _spoken(message: Mapping[str, Any]) -> str:
+    """What a message says; a call as `name(arguments)`."""
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    calls += [call] if (call := message.get("function_call")) else []
+    content = message.get("content")
+    said = [] if content is None else [str(content)]
+    return "; ".join(said + [f"{call['name']}({call['arguments']})" for call in calls])
 
 
 class Counter:

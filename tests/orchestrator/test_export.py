@@ -19,6 +19,7 @@ from orchestrator.follow import request_chunks
 from orchestrator.spec.chunks import fold
 from orchestrator.spec.job import parse_job
 from orchestrator.spec.plan import plan
+from tests.end_to_end.inside import penstock
 from tests.orchestrator.db.builders import claim_some, small_plan, tokens, write
 
 USAGE = UsageWrite(prompt_tokens=7, cached_tokens=2, completion_tokens=3, replayed_tokens=1)
@@ -59,6 +60,7 @@ def test_each_ended_request_is_a_line_and_open_ones_are_not(db: Database) -> Non
         "point": {"temperature": 0},
         "request_id": good.request_id,
         "seed": good.seed,
+        "user": None,
         "state": "succeeded",
         "error": None,
         "usage": {
@@ -116,6 +118,34 @@ def test_an_export_is_the_fold_of_the_replay(sqlite_db: Database) -> None:
     assert [c["message"]["content"] for c in completion["choices"]] == ["", "cd"]
     assert completion["choices"][1]["logprobs"]["content"] == [entry("c"), entry("d")]
     assert exported["scores"] == {}
+
+
+USERS = """
+name: users
+model: tiny
+dataset:
+  items: [{who: ann}, {who: bob}, {who: "ann "}]
+params:
+  messages: [{role: user, content: hello}]
+  user: "{{ who }}"
+"""
+
+
+def test_an_export_of_one_user_holds_those_requests_alone(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Database.open(sqlite_url) as db:
+        store.insert_job(db, plan(parse_job(USERS, file="x.yaml", root=Path.cwd())))
+        claimed = claim_some(db)
+        ended = [write(each, end="stop", outcome="succeeded") for each in claimed[:2]]
+        store.flush(db, ended, lease_seconds=60)
+    monkeypatch.setenv("PENSTOCK_DATABASE_URL", sqlite_url)
+    everybody, ann = penstock("export", "users"), penstock("export", "users", "--user", "ann")
+    users = [json.loads(line)["user"] for line in everybody.out.splitlines()]
+    assert users == ["ann", "bob"]
+    assert ann.out == everybody.out.splitlines(keepends=True)[0]
+    assert everybody.err == "exported 2 requests; 1 have not ended\n"
+    assert ann.err == "exported 1 requests of user ann\n"
 
 
 def test_a_file_appears_whole_with_the_usual_rights_and_replaces_the_old(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -9,12 +10,12 @@ from orchestrator import follow
 from orchestrator.db import store
 from orchestrator.db.database import Database
 from orchestrator.db.replay import envelope
-from orchestrator.db.store import Claimed
+from orchestrator.db.store import ChunkWrite, Claimed
 from orchestrator.db.views import JobStatus
 from orchestrator.errors import NotFound, WorkerError
 from orchestrator.follow import follow_job, request_chunks, request_text
 from orchestrator.spec.chunks import fold
-from tests.orchestrator.db.builders import claim_some, small_plan, write
+from tests.orchestrator.db.builders import claim_some, small_plan, tokens, write
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +57,30 @@ def test_text_of_a_failed_request_ends_where_it_ended(sqlite_db: Database) -> No
     flush(sqlite_db, write(claimed, outcome="failed", error=("poison", "no")))
     text = "".join(request_text(sqlite_db, claimed.request_id, 2))
     assert text == "--- choice 0\n\n--- choice 1\nhalf\n"
+
+
+def test_calls_are_lines_after_the_text_and_one_that_was_cut_off_stays_open(
+    sqlite_db: Database,
+) -> None:
+    claimed = two_choices(sqlite_db)
+    pieces = request_text(sqlite_db, claimed.request_id, 2)
+
+    def said(start: int, choice: int, text: str, *calls: dict[str, object]) -> None:
+        chunk = ChunkWrite(choice, start, tokens(start), text, None, calls)
+        flush(sqlite_db, replace(write(claimed), chunks=(chunk,)))
+
+    said(0, 0, "Well.", {"index": 0, "name": "f", "arguments": ""})
+    assert [next(pieces), next(pieces)] == ["--- choice 0\n", "Well.\nf("]
+    said(
+        1, 0, "", {"index": 0, "arguments": '{"a": 1}'}, {"index": 1, "name": "g", "arguments": ""}
+    )
+    assert next(pieces) == '{"a": 1})\ng('
+    said(2, 0, "", {"index": 1, "arguments": "{}"})
+    said(0, 1, "", {"index": 0, "name": "h", "arguments": ""}, {"index": 0, "arguments": '{"b'})
+    flush(sqlite_db, write(claimed, choice=0, end="tool_calls"))
+    flush(sqlite_db, write(claimed, choice=1, end="length"))
+    flush(sqlite_db, write(claimed, outcome="succeeded"))
+    assert "".join(pieces) == '{})\n--- choice 1\nh({"b\n'
 
 
 def test_chunks_written_one_by_one_arrive_once_and_fold_to_the_whole(sqlite_db: Database) -> None:

@@ -13,6 +13,7 @@ from orchestrator.terminal import (
     duration,
     print_further,
     print_job,
+    print_plan,
     print_table,
     print_workers,
     say,
@@ -128,3 +129,24 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
     assert captured.out == ""
     line = "sums: 20/100 requests, 5 failed, 0 tokens/s"
     assert captured.err.splitlines() == [line, line]
+
+
+def test_a_plan_shows_what_its_messages_say_and_call(capsys: pytest.CaptureFixture[str]) -> None:
+    call = {"name": "f", "arguments": '{"a": 1}'}
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": call}] * 2},
+        {"role": "tool", "tool_call_id": "1", "content": ""},
+        {"role": "assistant", "content": "So", "function_call": call},
+    ]
+    numbers = {"n_items": 1, "n_points": 1, "n_requests": 1, "n_choices": 1}
+    example = {"custom_id": "0", "messages": messages}
+    about = {"name": "a", "model": "tiny", "max_total_tokens": None, "points": []}
+    print_plan({**about, **numbers, "examples": [example]})
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "item 0:",
+        "  user: Hi",
+        '  assistant: f({"a": 1}); f({"a": 1})',
+        "  tool: ",
+        '  assistant: So; f({"a": 1})',
+    ]
