@@ -1,8 +1,10 @@
 """A database URL -> connections that read or write, its schema brought up to date.
 
 SQLite: WAL, synchronous FULL, foreign keys, BEGIN IMMEDIATE for writes (one writer, no upgrade
-of a read lock to fail on). PostgreSQL: psycopg 3, READ COMMITTED. Whatever the database refuses
-becomes one WorkerError with code "database"; what was being written is rolled back.
+of a read lock to fail on). PostgreSQL: psycopg 3, READ COMMITTED; a session that does nothing amid
+a transaction is ended by the server, so that a frozen process holds no row for ever. Whatever the
+database refuses becomes one WorkerError with code "database"; what was being written is rolled
+back.
 
 Knows nothing of tables or transitions but the name and number of the schema.
 """
@@ -25,6 +27,17 @@ SCHEMA = "0002"
 
 SCHEMA_TABLE = "penstock_schema"
 BUSY_SECONDS = 30
+IDLE_SECONDS = 15
+"""Half a lease, as it is by default: what a frozen worker locks is free before it is expired."""
+PATIENCE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""How PostgreSQL's client notices a host that is gone without a word, within half a minute; the
+last in milliseconds. What the URL says goes before."""
 _MIGRATION_LOCK = 0x70656E73746F636B
 
 
@@ -175,11 +188,14 @@ def migrations() -> Path:
 def _engine(url: str) -> Engine:
     parsed = _parsed(url)
     if parsed.get_backend_name() == "postgresql":
-        return create_engine(
+        engine = create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             json_serializer=to_json,
             pool_pre_ping=True,
+            connect_args={k: v for k, v in PATIENCE.items() if k not in parsed.query},
         )
+        event.listen(engine, "connect", _postgresql_connect)
+        return engine
     engine = create_engine(
         parsed.set(drivername="sqlite+pysqlite"),
         json_serializer=to_json,
@@ -212,6 +228,20 @@ def _parsed(url: str) -> URL:
         if not name.startswith("file:") and not folder.is_dir():
             raise WorkerError("database", f"{shown}: the folder {folder} does not exist")
     return parsed
+
+
+def _postgresql_connect(raw: DBAPIConnection, _record: object) -> None:
+    # Not where the server, the role or the URL says something of its own.
+    cursor = raw.cursor()
+    try:
+        cursor.execute(
+            "SELECT set_config('idle_in_transaction_session_timeout', %s, false) "
+            "WHERE current_setting('idle_in_transaction_session_timeout') = '0'",
+            (f"{IDLE_SECONDS}s",),
+        )
+    finally:
+        cursor.close()
+    raw.commit()
 
 
 def _sqlite_connect(raw: DBAPIConnection, _record: object) -> None:
