@@ -12,10 +12,11 @@ Knows nothing of tables or transitions but the name and number of the schema.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import clear_frames
 from typing import Self
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -173,6 +174,7 @@ class Database:
         except (IntegrityError, ProgrammingError):
             raise  # a bug, or a broken unique key that the caller names better
         except DBAPIError as error:
+            clear_frames(error.__traceback__)  # a cursor in them would keep its connection open
             raise WorkerError("database", f"{self._shown}: {_reason(error)}") from error
         except PoolTimeoutError as error:
             raise WorkerError("database", f"{self._shown}: no free connection") from error
@@ -203,6 +205,7 @@ def _engine(url: str) -> Engine:
     )
     event.listen(engine, "connect", _sqlite_connect)
     event.listen(engine, "begin", _sqlite_begin)
+    event.listen(engine, "handle_error", _sqlite_error)
     return engine
 
 
@@ -265,6 +268,12 @@ def _pragma(raw: DBAPIConnection, pragma: str) -> object:
 def _sqlite_begin(connection: Connection) -> None:
     write = connection.get_execution_options().get("penstock_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _sqlite_error(context: ExceptionContext) -> None:
+    """What was opened on a read-only disk stays read-only when the disk is not: open it anew."""
+    if "readonly" in str(context.original_exception):
+        context.is_disconnect = True
 
 
 _REASONS: tuple[tuple[str, str], ...] = (
