@@ -21,7 +21,7 @@ lint: $(INSTALLED)  ## style, types, import contracts
 	$(BIN)/lint-imports
 
 soak: $(INSTALLED)  ## the long forms, written into docs/reliability.md; the mutation gate
-	$(BIN)/python -m tests.faults.reliability --soak
+	$(BIN)/python -m tests.faults.reliability --soak --shards 3
 	$(BIN)/python -m tests.faults.mutations
 
 bench: $(INSTALLED)  ## the benchmark tables (peers: see benchmarks/README.md)
