@@ -21,12 +21,13 @@ lint: $(INSTALLED)  ## style, types, import contracts
 	$(BIN)/lint-imports
 
 soak: $(INSTALLED)  ## the long forms, written into docs/reliability.md; the mutation gate
-	$(BIN)/python -m tests.faults.reliability --soak
+	$(BIN)/python -m tests.faults.reliability --soak --shards 3
 	$(BIN)/python -m tests.faults.mutations
 
 bench: $(INSTALLED)  ## the benchmark tables (peers: see benchmarks/README.md)
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/claims.py
+	$(BIN)/python benchmarks/sampler.py
 
 parity: $(INSTALLED) .venv-parity/installed  ## make the parity models anew, compare with transformers live
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && \

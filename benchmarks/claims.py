@@ -1,8 +1,9 @@
 """Claims, flushes, nudges and planning, each beside its peer: `python benchmarks/claims.py`.
 
-Three tables: claims/s and flushed tokens/s of 1 to 8 worker processes on SQLite and on PostgreSQL;
-seconds from submit to the first stored token, through Redis and by polling alone; seconds and
-memory to plan and submit 100,000 requests. Servers are those of the tests, started here.
+Three tables: claims/s and flushed tokens/s of 1 to 8 worker processes on SQLite and on PostgreSQL,
+beside the limit (the same rows inserted bare, without fence, leases, counters or usage); seconds
+from submit to the first stored token, through Redis and by polling alone; seconds and memory to
+plan and submit 100,000 requests. Servers are those of the tests, started here.
 """
 
 import sys
@@ -25,6 +26,7 @@ from contextlib import closing, contextmanager  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
+from sqlalchemy import text  # noqa: E402
 
 from orchestrator import lifecycle  # noqa: E402
 from orchestrator.db import store  # noqa: E402
@@ -62,11 +64,14 @@ def main() -> None:
 def rates(folder: Path, server: PostgresServer) -> None:
     """Each process claims its share, then flushes 4 chunks of 16 tokens for each claim."""
     print(f"{REQUESTS} requests, claims of {BATCH}, flushes of {BATCH} x {TOKENS} tokens")
-    print(f"{'database':12}{'workers':>8}{'claims/s':>12}{'tokens/s':>12}")
+    print(f"{'database':12}{'workers':>8}{'claims/s':>12}{'tokens/s':>12}{'/ limit':>10}")
     for kind in ("sqlite", "postgresql"):
+        limit = _bare(_url(kind, folder, server))
+        print(f"{kind:12}{'bare':>8}{'':12}{limit:12,.0f}{1:10.2f}", flush=True)
         for workers in (1, 2, 4, 8):
             claims, tokens = _rate(folder, _url(kind, folder, server), workers)
-            print(f"{kind:12}{workers:8}{claims:12,.0f}{tokens:12,.0f}", flush=True)
+            ratio = tokens / limit
+            print(f"{kind:12}{workers:8}{claims:12,.0f}{tokens:12,.0f}{ratio:10.2f}", flush=True)
 
 
 def latency(folder: Path) -> None:
@@ -105,8 +110,8 @@ def _plan(folder: Path, items: int, points: int, model: str = "bench") -> Plan:
     data = folder / f"{items}.jsonl"
     if not data.exists():
         data.write_text("".join(json.dumps({"a": n}) + "\n" for n in range(items)))
-    text = JOB.format(model=model, data=data.name, seeds=list(range(points)))
-    return plan(parse_job(text, file="bench.yaml", root=folder))
+    source = JOB.format(model=model, data=data.name, seeds=list(range(points)))
+    return plan(parse_job(source, file="bench.yaml", root=folder))
 
 
 def _rate(folder: Path, url: str, workers: int) -> tuple[float, float]:
@@ -121,6 +126,26 @@ def _rate(folder: Path, url: str, workers: int) -> tuple[float, float]:
     claim_seconds = max(s[2] for s in spans) - min(s[1] for s in spans)
     flush_seconds = max(s[4] for s in spans) - min(s[3] for s in spans)
     return claimed / claim_seconds, claimed * FLUSHES * TOKENS / flush_seconds
+
+
+def _bare(url: str) -> float:
+    """Tokens/s of one process that only inserts the chunks, as many a transaction."""
+    chunk = {"c": 0, "n": TOKENS, "i": bytes(4 * TOKENS), "t": "sixteen tokens of text, roughly"}
+    with Database.open(url) as db:
+        with db.write() as tx:
+            tx.exec_driver_sql("CREATE TABLE bare AS SELECT * FROM chunks")
+            tx.exec_driver_sql("CREATE UNIQUE INDEX pk ON bare (request_id, choice, token_start)")
+        insert = text(
+            "INSERT INTO bare (request_id, choice, token_start, n_tokens, token_ids, text)"
+            " VALUES (:r, :c, :s, :n, :i, :t)"
+        )
+        began = time.monotonic()
+        for lot in range(0, REQUESTS, BATCH):
+            for number in range(FLUSHES):
+                rows = [{**chunk, "r": lot + n, "s": number * TOKENS} for n in range(BATCH)]
+                with db.write() as tx:
+                    tx.execute(insert, rows)
+        return REQUESTS * FLUSHES * TOKENS / (time.monotonic() - began)
 
 
 _barrier: Any = None

@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import io
 import logging
+import shlex
 import signal
 import sys
 import time
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from importlib.metadata import version as distribution_version
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator import control, fleet, lifecycle, reading, terminal
+from orchestrator import control, fleet, lifecycle, models, reading, terminal
 from orchestrator.control import FileArgument
 from orchestrator.db import views
 from orchestrator.db.database import SCHEMA, Database
+from orchestrator.db.views import JobStatus
 from orchestrator.errors import Conflict, NotFound, PenstockError, SpecError, WorkerError
 from orchestrator.fleet import DeviceOption, SlotsOption
 from orchestrator.follow import follow_job
 from orchestrator.jobfile import describe, read_plan
+from orchestrator.models import ModelOption, Place, find_folder
 from orchestrator.queue import Queue
 from orchestrator.reading import JobArgument, JsonOption, existing, print_json, show_job
 from orchestrator.settings import Settings
@@ -35,7 +38,6 @@ from orchestrator.spec.plan import Plan
 from orchestrator.terminal import Spent, say, talk
 
 if TYPE_CHECKING:
-    from workers.folder import ModelFolder
     from workers.process import LoadedModel, LocalWorker
 
 INTERRUPTED = 130
@@ -53,14 +55,6 @@ models_app = typer.Typer(help="The models on this machine.", no_args_is_help=Tru
 db_app = typer.Typer(help="The database.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(db_app, name="db")
-
-DirArgument = Annotated[
-    str, typer.Argument(metavar="DIR", help="A model's folder, or a name that `list` shows.")
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(metavar="DIR", help="The folder of the job's model, if not found by its name."),
-]
 
 
 def main() -> None:
@@ -97,24 +91,6 @@ def root(
 # --- running --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where to run a job's model: its folder, if not found by name, how many slots, what device."""
-
-    model: str | None
-    slots: int | None
-    device: str
-
-    def load(self, name: str, settings: Settings) -> LoadedModel:
-        """The model in memory under the job's name for it; raises NotFound, WorkerError."""
-        from workers.process import LoadedModel
-
-        folder = replace(_folder(self.model or name, settings), name=name)
-        loaded = LoadedModel.load(folder, settings, slots=self.slots, device=self.device)
-        talk(loaded.runner.device_line)
-        return loaded
-
-
 @app.command()
 def run(
     file: FileArgument,
@@ -135,14 +111,16 @@ def run(
     _check_at_door(made, loaded)
     with Database.open(settings.database_url) as db, closing(Queue(settings)) as queue:
         begun = lifecycle.unfinished(db, made.spec.name, made.spec.digest)
-        if begun is not None and resume:
-            job_id = begun
-            lifecycle.resume(db, job_id, queue)
-        else:
-            if begun is not None:
-                talk(f"job {begun} of this very file is unfinished; --resume would go on with it")
-            job_id = lifecycle.submit(db, made, queue)
-        _work_here(settings, db, queue, job_id, loaded)
+        with _can_go_on("--resume"):
+            if begun is not None and resume:
+                job_id = begun
+                lifecycle.resume(db, job_id, queue)
+            else:
+                if begun is not None:
+                    talk(f"job {begun} of this very file is unfinished; --resume goes on with it")
+                job_id = lifecycle.submit(db, made, queue)
+            status = _work_here(settings, db, queue, job_id, loaded)
+    raise typer.Exit(0 if status.state == "succeeded" else 1)
 
 
 @app.command()
@@ -168,36 +146,47 @@ def resume(
             say(f"resumed {job_id}")
             return
         loaded = Place(model, slots, device).load(views.job(db, job_id).model, settings)
-        lifecycle.resume(db, job_id, queue)
-        _work_here(settings, db, queue, job_id, loaded)
+        with _can_go_on():
+            lifecycle.resume(db, job_id, queue)
+            status = _work_here(settings, db, queue, job_id, loaded)
+    raise typer.Exit(0 if status.state == "succeeded" else 1)
+
+
+@contextmanager
+def _can_go_on(*options: str) -> Iterator[None]:
+    """What ends the block early says how to go on: with this command line and those options."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    command, *given = sys.argv[1:]
+    more = [option for option in options if option not in given]
+    how = f"nothing is lost, go on with: {shlex.join(['penstock', command, *more, *given])}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        talk(f"stopped; {how}")
+        raise typer.Exit(INTERRUPTED) from None
+    except WorkerError as error:
+        raise WorkerError(error.code, f"{error.message}; {how}") from error
 
 
 def _work_here(
     settings: Settings, db: Database, queue: Queue, job_id: str, loaded: LoadedModel
-) -> None:
-    """Work until the job is at its end, grade, show; exits 0 only if every request succeeded."""
+) -> JobStatus:
+    """Work until the job is at its end, grade, show; how it ended, or that it was paused."""
     from workers.process import local_worker
 
     first = views.job_status(db, job_id)
     talk(f"job {job_id} ({first.name}): {first.requests} requests, {terminal.done(first)} done")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
-    try:
-        with local_worker(settings, db, queue, loaded, job_id) as worker:
-            with terminal.JobProgress(first) as progress:
-                status = follow_job(db, job_id, progress.show, lambda: _check_worker(worker))
-            spent = Spent(
-                time.monotonic() - began, status.completion_tokens - first.completion_tokens
-            )
-    except KeyboardInterrupt:
-        talk(f"stopped; nothing is lost, go on with: penstock resume {job_id}")
-        raise typer.Exit(INTERRUPTED) from None
+    with local_worker(settings, db, queue, loaded, job_id) as worker:
+        with terminal.JobProgress(first) as progress:
+            status = follow_job(db, job_id, progress.show, lambda: _check_worker(worker))
+        spent = Spent(time.monotonic() - began, status.completion_tokens - first.completion_tokens)
     lifecycle.grade(db, job_id)
     show_job(db, job_id, most=terminal.SHOWN_POINTS)
     say(str(spent))
     examples = views.requests(db, job_id, limit=1)
     terminal.print_further(status, settings.database_url, examples[0].id if examples else None)
-    raise typer.Exit(0 if status.state == "succeeded" else 1)
+    return status
 
 
 def _check_worker(worker: LocalWorker) -> None:
@@ -229,7 +218,7 @@ def plan(file: FileArgument, as_json: JsonOption = False) -> None:
 
 def _context(model: str, settings: Settings) -> int | None:
     try:
-        return min(_folder(model, settings).context_length, settings.max_context)
+        return min(find_folder(model, settings).context_length, settings.max_context)
     except PenstockError:
         return None
 
@@ -256,65 +245,9 @@ app.command()(control.up)
 # --- models and the database ----------------------------------------------------------------------
 
 
-@models_app.command("list")
-def models_list(as_json: JsonOption = False) -> None:
-    """Show the models that a job can name here.
-
-    Example: penstock models list
-    """
-    from workers.folder import list_models
-
-    folders = list_models(Settings.from_env().models_dir)
-    fields = ("name", "context_length", "vocab_size", "layers", "path")
-    rows = [{name: getattr(folder, name) for name in fields} for folder in folders]
-    if as_json:
-        print_json(rows)
-    else:
-        terminal.print_table(fields, [[str(row[name]) for name in fields] for row in rows])
-
-
-@models_app.command("prepare")
-def models_prepare(folder: DirArgument) -> None:
-    """Edit a model's graph for batches of rows of different lengths; the original stays.
-
-    Done by itself on first use. Example: penstock models prepare models/llama
-    """
-    from workers.prepare import prepare
-
-    settings = Settings.from_env()
-    say(str(prepare(_folder(folder, settings).path, settings.cache_dir)))
-
-
-@models_app.command("check")
-def models_check(
-    folder: DirArgument, device: DeviceOption = "cpu", as_json: JsonOption = False
-) -> None:
-    """Load a model and compute one prompt; exits 1 with the reason if it cannot run here.
-
-    Example: penstock models check models/llama
-    """
-    settings = Settings.from_env()
-    found = _folder(folder, settings)
-    loaded = Place(None if folder == found.name else folder, 1, device).load(found.name, settings)
-    prompt = loaded.tokenizer.encode(loaded.template.render([{"role": "user", "content": "Hello"}]))
-    logits = loaded.runner.prefill(0, prompt[: loaded.runner.max_length] or [0])
-    if not bool((logits == logits).all()):
-        raise WorkerError(
-            "model", f"model folder {found.path}: it computes logits that are no numbers"
-        )
-    facts = {
-        "name": found.name,
-        "path": str(found.path),
-        "context_length": loaded.runner.max_length,
-        "vocab_size": found.vocab_size,
-        "end_tokens": sorted(loaded.eos),
-        "kv_bytes_per_slot": loaded.runner.kv_bytes_per_slot,
-        "system_fingerprint": loaded.fingerprint,
-    }
-    if as_json:
-        print_json(facts)
-    else:
-        terminal.print_table(("fact", "value"), [[k, str(v)] for k, v in facts.items()], left=2)
+models_app.command("list")(models.list_models)
+models_app.command("prepare")(models.prepare)
+models_app.command("check")(models.check)
 
 
 @db_app.command("upgrade")
@@ -325,15 +258,6 @@ def db_upgrade() -> None:
     """
     with Database.open(Settings.from_env().database_url):
         say(f"schema {SCHEMA}")
-
-
-# --- shared ---------------------------------------------------------------------------------------
-
-
-def _folder(model: str, settings: Settings) -> ModelFolder:
-    from workers.folder import find_model
-
-    return find_model(model, settings.models_dir)
 
 
 if __name__ == "__main__":

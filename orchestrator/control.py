@@ -23,7 +23,7 @@ from orchestrator.jobfile import read_plan
 from orchestrator.metrics import MetricsServer
 from orchestrator.queue import Queue
 from orchestrator.reading import JobArgument, existing
-from orchestrator.reconciler import INTERVAL_SECONDS
+from orchestrator.reconciler import looks_every
 from orchestrator.scheduler import Scheduler
 from orchestrator.settings import Settings
 from orchestrator.spec.plan import Plan
@@ -33,7 +33,13 @@ FileArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="A job's YAML file, or the name of a bundled job.")
 ]
 IntervalOption = Annotated[
-    float, typer.Option(min=0.1, max=3600, metavar="S", help="Seconds between two ticks.")
+    float | None,
+    typer.Option(
+        min=0.1,
+        max=3600,
+        metavar="S",
+        help="Seconds between two ticks; by default 5, or half a lease where that is less.",
+    ),
 ]
 
 
@@ -96,14 +102,13 @@ def retry(job: JobArgument) -> None:
         say(f"retried {lifecycle.retry(db, job_id, queue)} requests of {job_id}")
 
 
-def scheduler(
-    interval: IntervalOption = INTERVAL_SECONDS, metrics_port: fleet.MetricsOption = None
-) -> None:
+def scheduler(interval: IntervalOption = None, metrics_port: fleet.MetricsOption = None) -> None:
     """Tick, and look after what was left behind, until SIGTERM or Ctrl-C; any number may run.
 
     Example: penstock scheduler
     """
     settings = Settings.from_env()
+    every = interval or looks_every(settings.lease_seconds)
     stopped = _stopped_by_signals()
     with ExitStack() as open_until_end:
         db = open_until_end.enter_context(Database.open(settings.database_url))
@@ -112,8 +117,8 @@ def scheduler(
         if metrics_port is not None:
             server = MetricsServer(metrics_port, lambda: views.queue_depths(db))
             open_until_end.enter_context(closing(server))
-        running = open_until_end.enter_context(Scheduler(db, queue, interval_seconds=interval))
-        talk(f"scheduler: a look every {interval:g} s")
+        running = open_until_end.enter_context(Scheduler(db, queue, interval_seconds=every))
+        talk(f"scheduler: a look every {every:g} s")
         while not stopped.wait(1.0):
             if not running.alive:
                 raise WorkerError("scheduler", "it has stopped by itself")
@@ -135,13 +140,13 @@ def up(
     Example: penstock up --model tiny
     """
     settings = fleet.with_grace(Settings.from_env(), grace)
-    raise typer.Exit(
-        fleet.work(settings, model or ["tiny"], slots, device, metrics_port, beside=_ticking)
-    )
+    models = model or ["tiny"]
+    raise typer.Exit(fleet.work(settings, models, slots, device, metrics_port, beside=_ticking))
 
 
-def _ticking(db: Database, queue: Queue) -> Scheduler:
-    return Scheduler(db, queue, reconcile_here=False)  # the worker does
+def _ticking(settings: Settings, db: Database, queue: Queue) -> Scheduler:
+    every = looks_every(settings.lease_seconds)
+    return Scheduler(db, queue, interval_seconds=every, reconcile_here=False)  # the worker does
 
 
 def _stopped_by_signals() -> threading.Event:

@@ -18,7 +18,7 @@ from orchestrator.queue import Queue
 from orchestrator.settings import Settings
 from orchestrator.terminal import talk
 
-Beside = Callable[[Database, Queue], AbstractContextManager[object]]
+Beside = Callable[[Settings, Database, Queue], AbstractContextManager[object]]
 
 ModelsOption = Annotated[
     list[str],
@@ -85,7 +85,7 @@ def work(
         ]
         for each in loaded:
             talk(f"model {each.folder.name}: {each.runner.device_line}")
-        with beside(db, queue) if beside else nullcontext():
+        with beside(settings, db, queue) if beside else nullcontext():
             return FleetWorker(settings, db, queue, loaded, metrics_port=metrics_port).run()
 
 

@@ -6,6 +6,7 @@ or of what is done with a nudge; only the database's clock counts.
 """
 
 import logging
+import math
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -70,18 +71,30 @@ def _log(found: Reconciled) -> None:
         log.info("reconciled %s", facts)
 
 
+def looks_every(lease_seconds: float) -> float:
+    """How often to look, in seconds: a lease that ran out waits for half its length at most."""
+    return min(INTERVAL_SECONDS, lease_seconds / 2)
+
+
 class ReconcilerThread(threading.Thread):
     """Reconciles every few seconds, or sooner when nudged; outlives a database that is away."""
 
     def __init__(
-        self, db: Database, queue: Queue, *, interval_seconds: float = INTERVAL_SECONDS
+        self,
+        db: Database,
+        queue: Queue,
+        *,
+        lease_seconds: float = math.inf,
+        interval_seconds: float = INTERVAL_SECONDS,
     ) -> None:
+        """Looks every `interval_seconds`, and at least twice within `lease_seconds`."""
         super().__init__(name="penstock-reconciler", daemon=True)
-        self._db, self._queue, self._interval = db, queue, interval_seconds
+        self._db, self._queue = db, queue
+        self._interval = min(interval_seconds, lease_seconds / 2)
         self._nudged, self._stopping = threading.Event(), threading.Event()
 
     def nudge(self) -> None:
-        """Look soon, at most once a second however often this is called; never waits."""
+        """Look soon, however often this is called at most once a second or an interval."""
         self._nudged.set()
 
     def stop(self) -> None:
@@ -98,7 +111,8 @@ class ReconcilerThread(threading.Thread):
             began = time.monotonic()
             self._look()
             self._nudged.wait(self._interval)
-            self._stopping.wait(max(0.0, began + _LEAST_SECONDS - time.monotonic()))
+            least = min(_LEAST_SECONDS, self._interval)
+            self._stopping.wait(max(0.0, began + least - time.monotonic()))
 
     def _look(self) -> None:
         try:

@@ -5,6 +5,7 @@ already, by TEST_POSTGRES_URL. As root, which PostgreSQL refuses, they run as th
 Knows nothing of Penstock's tables.
 """
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -21,25 +22,29 @@ from typing import Any, Self
 import psycopg
 
 START_SECONDS = 60
+_SMALL = {"max_wal_size": "4MB", "min_wal_size": "2MB", "wal_recycle": "off"}
 
 
 class PostgresServer:
     """One PostgreSQL server with its own data folder; `start` again after `stop` or `kill`."""
 
-    def __init__(self) -> None:
+    def __init__(self, small: Path | None = None) -> None:
+        """`small`: an empty folder for its data, with room for 64 MB; whose user is changed."""
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
             self._user = {"user": "nobody", "group": _group_of("nobody"), "extra_groups": []}
         self._bin = _binaries(self._user)
         # Not pytest's tmp_path: its folders are closed to other users.
         self._folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+        self._data = small or self._folder / "data"
+        self._settings = _SMALL if small else {}
         self._process: subprocess.Popen[bytes] | None = None
         self.port = _free_port()
-        if self._user:
-            shutil.chown(self._folder, "nobody", self._user["group"])
-        self._run(
-            "initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync"
-        )
+        for folder in (self._folder, small):
+            if self._user and folder:
+                shutil.chown(folder, "nobody", self._user["group"])
+        words = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync"]
+        self._run("initdb", *words, *(["--wal-segsize=1"] if small else []))
 
     def __enter__(self) -> Self:
         self.start()
@@ -64,14 +69,32 @@ class PostgresServer:
         """What the server has said so far."""
         return (self._folder / "log").read_text(errors="replace")
 
+    @property
+    def running(self) -> bool:
+        """Whether its process is there: it may have ended by itself."""
+        return self._process is not None and self._process.poll() is None
+
+    def limit_files(self, most: int | None) -> None:
+        """No file of its processes may grow beyond `most` bytes; None: as it was before."""
+        if self._process is None:
+            return
+        first = self._process.pid
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+            for pid in (str(first), *children):
+                words = ["prlimit", "--pid", pid, f"--fsize={most or 'unlimited'}:"]
+                # Only the user that they run as may do that; one may just have ended.
+                subprocess.run(words, capture_output=True, cwd="/", check=False, **self._user)
+
     def start(self) -> None:
-        """Start the server and wait until it answers."""
+        """Start the server and wait until it answers; raises RuntimeError when it does not."""
         settings = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
             "fsync": "off",
             "max_connections": "100",
             "shared_buffers": "32MB",
+            **self._settings,
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with (self._folder / "log").open("ab") as log:
@@ -92,10 +115,6 @@ class PostgresServer:
     def kill(self) -> None:
         """The immediate shutdown: what a crash leaves behind, no orphans."""
         self._end(signal.SIGQUIT)
-
-    @property
-    def _data(self) -> Path:
-        return self._folder / "data"
 
     def _end(self, sign: int) -> None:
         if self._process is not None:
@@ -122,8 +141,7 @@ class PostgresServer:
                 psycopg.connect(self.url, connect_timeout=5).close()
                 return
             except psycopg.OperationalError:
-                running = self._process is not None and self._process.poll() is None
-                if not running or time.monotonic() > deadline:
+                if not self.running or time.monotonic() > deadline:
                     raise RuntimeError(f"PostgreSQL did not start: {self.log}") from None
                 time.sleep(0.05)
 

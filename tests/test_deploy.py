@@ -13,7 +13,10 @@ import typer.main
 import yaml
 
 from orchestrator.cli import app
+from orchestrator.errors import WorkerError
 from orchestrator.settings import Settings
+from workers.folder import TINY
+from workers.runner import Runner
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
@@ -75,11 +78,27 @@ def test_redis_keeps_what_it_was_given(compose: Any) -> None:
     assert told["--maxmemory-policy"] == "noeviction"
 
 
-def test_the_gpu_worker_asks_for_a_gpu(compose: Any) -> None:
+def test_the_gpu_worker_asks_for_a_gpu_when_it_is_asked_for(compose: Any) -> None:
     worker = compose["services"]["worker-gpu"]
+    assert worker["profiles"] == ["gpu"]
+    usual = [each for each in ours(compose).values() if "profiles" not in each]
+    devices = [each["command"][-1] for each in usual if "--device" in each["command"]]
+    assert devices == ["cpu"]
     (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
     assert device["driver"] == "nvidia" and device["capabilities"] == ["gpu"]
     assert worker["command"][-2:] == ["--device", "cuda:0"]
+
+
+def test_the_files_say_whether_a_gpu_is_refused(tmp_path: Path) -> None:
+    try:
+        Runner(TINY, slots=1, max_length=16, device="cuda:0", cache=tmp_path).close()
+        refused = False
+    except WorkerError as error:  # another error is that of this machine
+        refused = "not supported yet" in error.message
+    for file in ("README.md", "compose.yaml"):
+        text = " ".join((DEPLOY / file).read_text(encoding="utf-8").replace("#", "").split())
+        said = "Penstock refuses `cuda:0`" in text or "refuses `--device cuda:0`" in text
+        assert said == refused, file
 
 
 def test_composes_commands_and_settings_are_real(compose: Any) -> None:

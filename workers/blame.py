@@ -4,13 +4,14 @@ The batch is parked and its halves run by themselves, each until every choice ha
 token at which the step failed; a half that fails is halved again. Who fails alone in one slot is
 to blame and leaves: as its own failure when it needs more memory than there is, else as `Broken`,
 since it may still be the machine. If no half fails, nobody is to blame: out of memory then means
-that there were too many, and the slots stay halved.
+that there were too many, and the slots are halved, to be doubled again after a quiet while.
 
 What a completion yields does not depend on its neighbours, so its trials change no token.
 Knows nothing of requests, claims or SQL.
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from workers.engine import Engine
 from workers.events import Broken, Event, Failed
 
 MOST_IN_A_ROW = 8
+QUIET_SECONDS = 300.0
+MOST_QUIET_SECONDS = 3600.0
 
 log = logging.getLogger("penstock.blame")
 
@@ -34,13 +37,19 @@ class _Trial:
 class Blame:
     """Steps an engine for its owner, who admits by the engine itself."""
 
-    def __init__(self, engine: Engine, failed: Callable[[str], None] = lambda code: None) -> None:
-        """`failed` is told the code of each step that failed."""
-        self._engine, self._tell = engine, failed
+    def __init__(
+        self,
+        engine: Engine,
+        failed: Callable[[str], None] = lambda code: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`failed` is told the code of each step that failed; `clock` tells seconds."""
+        self._engine, self._tell, self._clock = engine, failed, clock
         self._trials: list[_Trial] = []  # the last is running
         self._marks: dict[tuple[int, int], int] = {}
-        self._full = engine.slots
+        self._full = self._most = engine.slots
         self._short_of_memory = 0
+        self._quiet, self._grow_at = QUIET_SECONDS, 0.0
         self._in_a_row = 0
 
     @property
@@ -66,9 +75,13 @@ class Blame:
     def step(self) -> list[Event]:
         """One step of the engine and whatever follows from its failure.
 
+        Slots that were given up for want of memory are tried again when it is time to.
+
         Raises WorkerError when MOST_IN_A_ROW completions have failed alone, one after the other,
         and no step has gone well since: then it is the machine.
         """
+        if self._full < self._most and not self._trials and self._clock() >= self._grow_at:
+            self._grow()
         try:
             events = self._engine.step()
         # SystemExit too: native code and whoever patched it may call exit in this thread.
@@ -108,6 +121,7 @@ class Blame:
             self._trials.pop()
         if found.code == "memory":
             self._short_of_memory = min(self._short_of_memory or rows, rows)
+            self._grow_at = self._clock() + self._quiet
         if len(ids) == 1 and (rows <= 1 or found.code != "memory"):
             return [self._guilty(ids[0], found)]
         half = len(ids) // 2
@@ -137,10 +151,30 @@ class Blame:
             return
         self._marks.clear()
         if self._short_of_memory:
-            self._full = max(1, self._short_of_memory // 2)
+            self._halve(self._short_of_memory)
             self._short_of_memory = 0
-            log.warning("slots.halved slots=%s", self._full)
-            self._engine.shrink(self._full)
+        self._engine.seat_only(None, self._full)
+
+    def _halve(self, slots: int) -> None:
+        """So many were too many. Each further time it takes twice as long until more are tried."""
+        self._full = max(1, slots // 2)
+        log.warning("slots.halved slots=%s", self._full)
+        self._engine.resize(self._full)
+        self._grow_at = self._clock() + self._quiet
+        self._quiet = min(2 * self._quiet, MOST_QUIET_SECONDS)
+
+    def _grow(self) -> None:
+        """No step ran out of memory for a while: try twice as many. Who is seated is replayed."""
+        self._engine.park()
+        more = min(2 * self._full, self._most)
+        try:
+            self._engine.resize(more)
+        except WorkerError as error:
+            log.warning("slots.refused slots=%s: %s", more, error)
+            self._halve(2 * self._full)
+        else:
+            self._full, self._grow_at = more, self._clock() + self._quiet
+            log.warning("slots.doubled slots=%s", more)
         self._engine.seat_only(None, self._full)
 
 

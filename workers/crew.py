@@ -31,7 +31,7 @@ class Crew:
         ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.grading = GradingThread(db, queue)
-        self.reconciler = ReconcilerThread(db, queue)
+        self.reconciler = ReconcilerThread(db, queue, lease_seconds=settings.lease_seconds)
         self.engines = [
             EngineThread(
                 settings,

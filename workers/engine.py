@@ -139,13 +139,16 @@ class Engine:
     def seat_only(self, ids: Iterable[int] | None, slots: int | None = None) -> None:
         """Until further notice nobody else sits down (None: anybody), in so many slots (or all).
 
-        Nobody may be seated: `park` first.
+        Nobody may be seated: `park` first. Raises RuntimeError if somebody is.
         """
+        self._check_empty()
         self._only = None if ids is None else frozenset(ids)
         self._slots.count = min(slots or self._runner.slots, self._runner.slots)
 
-    def shrink(self, slots: int) -> None:
-        """Keep so many slots and give the memory of the others back; nobody may be seated."""
+    def resize(self, slots: int) -> None:
+        """Hold so many slots from now on, when nobody is seated; raises like `seat_only`, or as
+        the runner does when it cannot have them."""
+        self._check_empty()
         self._runner.resize(slots)
         self._slots.count = slots
 
@@ -173,6 +176,10 @@ class Engine:
                 seat.length += 1
             self._accept(seats, logits)
         return self.drain()
+
+    def _check_empty(self) -> None:
+        if self._slots.seats:
+            raise RuntimeError(f"{self.seated} choices are seated: park them first")
 
     def _seat_waiting(self) -> None:
         while self._slots.free and (admitted := self._next()) is not None:

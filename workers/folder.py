@@ -70,6 +70,15 @@ class ModelFolder:
         return whole.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class BrokenFolder:
+    """A folder that a builder began, and why it is no model."""
+
+    name: str
+    path: Path
+    error: str
+
+
 def find_model(name: str, models_dir: Path) -> ModelFolder:
     """The folder of `tiny`, of a name under `models_dir`, or of a path; NotFound otherwise."""
     if name == "tiny":
@@ -82,13 +91,20 @@ def find_model(name: str, models_dir: Path) -> ModelFolder:
     raise NotFound("model", name)
 
 
-def list_models(models_dir: Path) -> list[ModelFolder]:
+def list_models(models_dir: Path) -> list[ModelFolder | BrokenFolder]:
     """The embedded model and every folder of `models_dir` that a builder made, by name."""
-    found = [ModelFolder.load(TINY, "tiny")]
+    found: list[ModelFolder | BrokenFolder] = [ModelFolder.load(TINY, "tiny")]
     if models_dir.is_dir():
         folders = sorted(path.parent for path in models_dir.glob("*/genai_config.json"))
-        found += [ModelFolder.load(folder) for folder in folders]
+        found += [_load_or_tell(folder) for folder in folders]
     return found
+
+
+def _load_or_tell(folder: Path) -> ModelFolder | BrokenFolder:
+    try:
+        return ModelFolder.load(folder)
+    except WorkerError as error:
+        return BrokenFolder(folder.name, folder.resolve(), error.message)
 
 
 def _counts(file: Path) -> bool:

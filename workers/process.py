@@ -74,7 +74,8 @@ class LocalWorker:
         self._ready.wait(_READY_SECONDS)
 
     def stop(self) -> None:
-        """Stop consuming, then the engine: flushed and released when this returns."""
+        """Stop the engine, which flushes at once, and consuming: released when this returns."""
+        self._crew.ask_to_stop()
         celery_state.should_stop = 0
         _unblock(self._queue, self._crew)
         self._thread.join(_STOP_SECONDS)

@@ -1,8 +1,10 @@
 """A database URL -> connections that read or write, its schema brought up to date.
 
 SQLite: WAL, synchronous FULL, foreign keys, BEGIN IMMEDIATE for writes (one writer, no upgrade
-of a read lock to fail on). PostgreSQL: psycopg 3, READ COMMITTED. Whatever the database refuses
-becomes one WorkerError with code "database"; what was being written is rolled back.
+of a read lock to fail on). PostgreSQL: psycopg 3, READ COMMITTED; a session that does nothing amid
+a transaction is ended by the server, so that a frozen process holds no row for ever. Whatever the
+database refuses becomes one WorkerError with code "database"; what was being written is rolled
+back.
 
 Knows nothing of tables or transitions but the name and number of the schema.
 """
@@ -10,10 +12,11 @@ Knows nothing of tables or transitions but the name and number of the schema.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import clear_frames
 from typing import Self
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -25,6 +28,17 @@ SCHEMA = "0003"
 
 SCHEMA_TABLE = "penstock_schema"
 BUSY_SECONDS = 30
+IDLE_SECONDS = 15
+"""Half a lease, as it is by default: what a frozen worker locks is free before it is expired."""
+PATIENCE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""How PostgreSQL's client notices a host that is gone without a word, within half a minute; the
+last in milliseconds. What the URL says goes before."""
 _MIGRATION_LOCK = 0x70656E73746F636B
 
 
@@ -160,6 +174,7 @@ class Database:
         except (IntegrityError, ProgrammingError):
             raise  # a bug, or a broken unique key that the caller names better
         except DBAPIError as error:
+            clear_frames(error.__traceback__)  # a cursor in them would keep its connection open
             raise WorkerError("database", f"{self._shown}: {_reason(error)}") from error
         except PoolTimeoutError as error:
             raise WorkerError("database", f"{self._shown}: no free connection") from error
@@ -175,11 +190,14 @@ def migrations() -> Path:
 def _engine(url: str) -> Engine:
     parsed = _parsed(url)
     if parsed.get_backend_name() == "postgresql":
-        return create_engine(
+        engine = create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             json_serializer=to_json,
             pool_pre_ping=True,
+            connect_args={k: v for k, v in PATIENCE.items() if k not in parsed.query},
         )
+        event.listen(engine, "connect", _postgresql_connect)
+        return engine
     engine = create_engine(
         parsed.set(drivername="sqlite+pysqlite"),
         json_serializer=to_json,
@@ -187,6 +205,7 @@ def _engine(url: str) -> Engine:
     )
     event.listen(engine, "connect", _sqlite_connect)
     event.listen(engine, "begin", _sqlite_begin)
+    event.listen(engine, "handle_error", _sqlite_error)
     return engine
 
 
@@ -214,6 +233,20 @@ def _parsed(url: str) -> URL:
     return parsed
 
 
+def _postgresql_connect(raw: DBAPIConnection, _record: object) -> None:
+    # Not where the server, the role or the URL says something of its own.
+    cursor = raw.cursor()
+    try:
+        cursor.execute(
+            "SELECT set_config('idle_in_transaction_session_timeout', %s, false) "
+            "WHERE current_setting('idle_in_transaction_session_timeout') = '0'",
+            (f"{IDLE_SECONDS}s",),
+        )
+    finally:
+        cursor.close()
+    raw.commit()
+
+
 def _sqlite_connect(raw: DBAPIConnection, _record: object) -> None:
     raw.isolation_level = None  # the driver begins nothing by itself: `_sqlite_begin` does
     _pragma(raw, "synchronous=FULL")
@@ -235,6 +268,12 @@ def _pragma(raw: DBAPIConnection, pragma: str) -> object:
 def _sqlite_begin(connection: Connection) -> None:
     write = connection.get_execution_options().get("penstock_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _sqlite_error(context: ExceptionContext) -> None:
+    """What was opened on a read-only disk stays read-only when the disk is not: open it anew."""
+    if "readonly" in str(context.original_exception):
+        context.is_disconnect = True
 
 
 _REASONS: tuple[tuple[str, str], ...] = (

@@ -127,14 +127,12 @@ def queue_depths(db: Database) -> dict[str, QueueDepth]:
 
 
 def waiting(db: Database, job_id: str) -> Waiting:
-    """Why the job's queued requests do not run now. Raises NotFound."""
+    """Why the job's queued requests do not run now. Raises NotFound, also until it is planned."""
     with db.read() as rows:
         job = rows.execute(_JOB, {"job_id": job_id}).one_or_none()
         if job is None:
             raise NotFound("job", job_id)
         others = rows.execute(_OTHERS, {"job_id": job_id, "model": job.model}).all()
-    if job.planned_at is None:
-        return Waiting(("being planned",))
     if job.cancelled_at is not None or not job.ready + job.suspects + job.delayed:
         return Waiting(())
     if job.paused_at is not None:
@@ -188,7 +186,6 @@ _JOB = select(
     JobRow.model,
     JobRow.priority,
     JobRow.max_parallel,
-    JobRow.planned_at,
     JobRow.paused_at,
     JobRow.cancelled_at,
     *_COUNTS,
@@ -198,7 +195,7 @@ _JOB = select(
     .where(RequestRow.job_id == JobRow.id, text(DELAYED))
     .scalar_subquery()
     .label("retry_at"),
-).where(JobRow.id == bindparam("job_id"))
+).where(JobRow.id == bindparam("job_id"), JobRow.planned_at.is_not(None))
 _OTHERS = select(JobRow.priority, *_COUNTS).where(
     JobRow.model == bindparam("model"),
     JobRow.id != bindparam("job_id"),

@@ -236,7 +236,7 @@ def test_a_database_that_can_only_be_read(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PENSTOCK_DATABASE_URL", only_read)
     ended = penstock("run", "sums.yaml")
     assert ended.code == 1
-    assert line(ended).endswith("penstock.db?mode=ro&uri=true: it is read-only")
+    assert "penstock.db?mode=ro&uri=true: it is read-only; nothing is lost" in line(ended)
     assert (folder / "penstock.db").read_bytes() == before
     assert penstock("status", "--json").out == "[]\n"
     monkeypatch.setenv("PENSTOCK_DATABASE_URL", only_read.replace("penstock.db", "none.db"))
@@ -278,7 +278,8 @@ def test_no_room_in_the_middle_and_room_again(folder: Path, tmp_path: Path) -> N
     ended = bounded(300, "run", "sums.yaml")
     assert ended.code == 1, ended.err
     last = ended.err.splitlines()[-1]
-    assert last == "penstock: sqlite+pysqlite:///penstock.db: disk I/O error"
+    how = "nothing is lost, go on with: penstock run --resume sums.yaml"
+    assert last == f"penstock: sqlite+pysqlite:///penstock.db: disk I/O error; {how}"
     assert "Traceback" not in ended.err and ended.out == ""
     ((begun, left),) = fetched(
         "SELECT sum(state = 'succeeded'), sum(state <> 'failed') FROM requests"

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,6 +18,7 @@ import typer.main
 
 from orchestrator.cli import app
 from tests.end_to_end.shell import JOB, Ended, Shell, long_job
+from workers.folder import TINY
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -217,7 +219,7 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_tokens(
     assert "Traceback" not in err
     if sign != signal.SIGKILL:
         assert process.returncode == 130
-        assert "go on with: penstock resume job_" in err
+        assert "stopped; nothing is lost, go on with: penstock run --resume long.yaml\n" in err
         assert shell.rows("SELECT count(*) FROM requests WHERE state = 'running'") == [(0,)]
     ended = shell("run", "long.yaml", "--resume")
     assert ended.code == 0, ended.err
@@ -226,6 +228,52 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_tokens(
     again = shell("run", "long.yaml", "--resume")
     assert again.code == 0
     assert shell.rows("SELECT count(*) FROM jobs") == [(2,)], "a finished job is begun anew"
+
+
+def test_stopped_while_it_plans_it_leaves_nothing_and_says_how_to_go_on(shell: Shell) -> None:
+    many = "\n".join(json.dumps({"a": i, "b": i}) for i in range(60_000))
+    (shell.folder / "many.jsonl").write_text(many)
+    text = re.sub(r"dataset:\n.*\n", "dataset: {path: many.jsonl}\n", JOB)
+    (shell.folder / "sums.yaml").write_text(text)
+    process = shell.start("run", "sums.yaml", "--slots", "3")
+    while not _planning(shell):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, ""), err
+    how = "go on with: penstock run --resume sums.yaml --slots 3\n"
+    assert err.endswith(f"stopped; nothing is lost, {how}") and "Traceback" not in err
+    assert shell.rows("SELECT count(*) FROM jobs") == [(0,)]
+
+
+def _planning(shell: Shell) -> bool:
+    try:
+        return bool(shell.rows("SELECT 1 FROM requests LIMIT 1"))
+    except sqlite3.OperationalError:
+        return False
+
+
+def test_a_broken_model_hides_no_other(shell: Shell) -> None:
+    models = shell.folder / "models"
+    shutil.copytree(TINY, models / "whole", ignore=shutil.ignore_patterns("*.py"))
+    for name, config in (("garbled", "{"), ("empty", "{}")):
+        shutil.copytree(models / "whole", models / name)
+        (models / name / "genai_config.json").write_text(config)
+    ended = shell("models", "list")
+    assert ended.code == 0, ended.err
+    *table, empty, garbled = ended.out.splitlines()
+    assert [line.split()[0] for line in table] == ["name", "tiny", "whole"]
+    assert empty.startswith("broken: empty: model folder ")
+    assert empty.endswith("genai_config.json: model: expected an object, got None")
+    assert garbled.startswith("broken: garbled: ") and "cannot be read" in garbled
+    found = {row["name"]: row for row in json.loads(shell("models", "list", "--json").out)}
+    assert {name: bool(row["error"]) for name, row in found.items()} == {
+        **{"tiny": False, "whole": False},
+        **{"empty": True, "garbled": True},
+    }
+    assert found["whole"] == {**found["tiny"], "name": "whole", "path": str(models / "whole")}
+    assert (found["empty"]["layers"], found["empty"]["path"]) == (None, str(models / "empty"))
 
 
 @pytest.fixture(scope="module")

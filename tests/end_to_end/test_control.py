@@ -5,15 +5,18 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator import control
 from orchestrator.db import views
 from orchestrator.db.database import Database
 from orchestrator.db.views import JobStatus
+from orchestrator.queue import Queue
+from orchestrator.settings import Settings
 from tests.end_to_end.shell import JOB, Shell, long_job
 from tests.redis_server import RedisServer
 
@@ -165,6 +168,27 @@ def test_up_serves_the_urls_of_the_environment(shell: Shell, postgresql_url: str
                 eventually(lambda: look().state == "succeeded", process)
             eventually(lambda: _is_scored(status(shell, job, **urls)), process)
     assert not (shell.folder / "penstock.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("lease", "options", "every"),
+    [("30", (), "5"), ("2", (), "1"), ("2", ("--interval", "7"), "7")],
+)
+def test_a_scheduler_ticks_twice_within_a_lease_unless_told_otherwise(
+    shell: Shell, lease: str, options: tuple[str, ...], every: str
+) -> None:
+    process = shell.start("scheduler", *options, PENSTOCK_LEASE_SECONDS=lease)
+    assert process.stderr is not None
+    assert process.stderr.readline() == f"scheduler: a look every {every} s\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_so_does_the_one_inside_up(sqlite_db: Database) -> None:
+    settings = Settings(lease_seconds=2)
+    with closing(Queue(settings)) as queue, control._ticking(settings, sqlite_db, queue):
+        assert queue.app.conf.beat_schedule["tick"]["schedule"] == 1
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])

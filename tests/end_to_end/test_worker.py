@@ -14,15 +14,17 @@ from typing import Any
 
 import pytest
 
-from orchestrator import lifecycle, reconciler
+from orchestrator import lifecycle
 from orchestrator.db import store, views
 from orchestrator.db.database import Database
 from orchestrator.queue import Queue
+from orchestrator.reconciler import ReconcilerThread
 from orchestrator.settings import Settings
 from orchestrator.spec.job import parse_job
 from orchestrator.spec.plan import plan
 from tests.orchestrator.db.builders import rows
 from workers.chat import eos_token_ids
+from workers.crew import Crew
 from workers.folder import TINY, find_model
 from workers.process import LoadedModel, LocalWorker, local_worker
 from workers.recorder import Recorder
@@ -335,6 +337,30 @@ def test_a_stopped_worker_leaves_nothing_behind(
     check(db, job_id, golden)
 
 
+def test_asked_to_stop_the_engine_flushes_while_the_consumer_is_busy(
+    sqlite_db: Database, queue: Queue, slow: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db, busy, free = sqlite_db, threading.Event(), threading.Event()
+
+    def stuck(_crew: Crew, _model: str) -> None:
+        busy.set()
+        free.wait(60)
+
+    monkeypatch.setattr(Crew, "wake", stuck)
+    worker = LocalWorker(SETTINGS, db, queue, slow)
+    worker.start()
+    submit(db, queue)
+    assert busy.wait(60)
+    until(lambda: running(db) > 0)
+    stopping = threading.Thread(target=worker.stop)
+    stopping.start()
+    worker.engine.join(20)  # the consumer is waited for half a minute
+    left, consuming = worker.engine.is_alive(), stopping.is_alive()
+    free.set()
+    stopping.join(60)
+    assert (left, consuming) == (False, True) and running(db) == 0
+
+
 def test_lost_leases_change_no_token(
     db: Database, queue: Queue, slow: LoadedModel, golden: tuple[Outcome, int]
 ) -> None:
@@ -383,10 +409,11 @@ def test_what_a_dead_worker_elsewhere_held_is_taken_when_its_lease_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     db = sqlite_db
-    monkeypatch.setattr(reconciler, "INTERVAL_SECONDS", 0.2)
+    # Only its own lease makes it look again.
+    monkeypatch.setitem(ReconcilerThread.__init__.__kwdefaults__, "interval_seconds", 3600)
     job_id = submit(db, queue)
-    assert len(store.claim(db, model="tiny", worker_id="x", limit=8, lease_seconds=0.7)) == 4
-    with local_worker(SETTINGS, db, queue, model) as worker:
+    assert len(store.claim(db, model="tiny", worker_id="x", limit=8, lease_seconds=1.5)) == 4
+    with local_worker(replace(SETTINGS, lease_seconds=2), db, queue, model) as worker:
         finish(db, job_id, worker)
     check(db, job_id, golden)
 

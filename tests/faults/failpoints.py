@@ -5,9 +5,9 @@ Only the launcher of these tests calls it; the product holds no line of it.
     FAULT_AT=commit.after:3       kill -9 of itself the third time that point is passed
     FAULT_STEP_SECONDS=0.01       every step of the engine takes that much longer
     FAULT_RECONCILE_SECONDS=0.5   so often it looks for dead leases: they are short in these tests
-    FAULT_POISON=segfault:2,5     the requests at these positions do that when they are seated
+    FAULT_POISON=segfault:2,5     the requests with these ids do that when they are seated
     FAULT_CLOCK=now               the wall clock is off by the seconds that stand in this file
-    FAULT_BROKER=1                every nudge is lost, sent late, twice or behind a later one
+    FAULT_BROKER=7                every nudge is lost, sent late, twice or behind a later one
 """
 
 import ctypes
@@ -25,7 +25,6 @@ import numpy as np
 from sqlalchemy.engine.default import DefaultDialect
 
 from orchestrator.db import flushes, store
-from orchestrator.db.tables import ROWS_PER_JOB
 from orchestrator.queue import Queue
 from orchestrator.reconciler import ReconcilerThread
 from workers import engine as engines
@@ -50,29 +49,34 @@ def arm(environ: Mapping[str, str]) -> None:
     if seconds := environ.get("FAULT_RECONCILE_SECONDS"):
         ReconcilerThread.__init__.__kwdefaults__["interval_seconds"] = float(seconds)
     if poison := environ.get("FAULT_POISON"):
-        kind, _, positions = poison.partition(":")
-        _arm_poison(kind, frozenset(map(int, positions.split(","))))
+        kind, _, ids = poison.partition(":")
+        _arm_poison(kind, frozenset(map(int, ids.split(","))))
     if file := environ.get("FAULT_CLOCK"):
         _arm_clock(Path(file))
-    if environ.get("FAULT_BROKER"):
-        disturb_nudges(random.Random())
+    if seed := environ.get("FAULT_BROKER"):
+        disturb_nudges(random.Random(f"{seed} {os.getpid()}"))
 
 
 def disturb_nudges(rng: random.Random) -> Callable[[], None]:
     """Lose, delay, double and reorder every nudge of this process; returns what undoes it."""
     publish = Queue._publish
+    timers: list[threading.Timer] = []
 
     def later(*nudge: Any) -> bool:
+        timers[:] = [timer for timer in timers if timer.is_alive()]
         for _ in range(rng.choice((0, 1, 2, 2))):
-            timer = threading.Timer(rng.uniform(0, 0.5), publish, nudge)
-            timer.daemon = True
-            timer.start()
+            timers.append(threading.Timer(rng.uniform(0, 0.5), publish, nudge))
+            timers[-1].daemon = True
+            timers[-1].start()
         return True
 
     Queue._publish = later  # type: ignore[method-assign]
 
     def undo() -> None:
         Queue._publish = publish  # type: ignore[method-assign]
+        for timer in timers:
+            timer.cancel()
+            timer.join()
 
     return undo
 
@@ -169,7 +173,7 @@ _POINTS = {
 
 
 def _arm_clock(file: Path) -> None:
-    """Whatever Python code reads of the wall clock; libfaketime breaks Python's own sleep."""
+    """Whatever Python code reads of the wall clock, where `clock.c` cannot be compiled."""
     now, now_ns = time.time, time.time_ns
 
     def stepped() -> float:
@@ -196,11 +200,11 @@ def _arm_slowness(seconds: float) -> None:
     engines.Engine.step = patched  # type: ignore[method-assign]
 
 
-def _arm_poison(kind: str, positions: frozenset[int]) -> None:
+def _arm_poison(kind: str, ids: frozenset[int]) -> None:
     seat = engines.Engine._seat
 
     def patched(self: engines.Engine, admitted: Any) -> Any:
-        if admitted.completion.id % ROWS_PER_JOB not in positions:
+        if admitted.completion.id not in ids:
             return seat(self, admitted)
         match kind:
             case "exception":

@@ -5,6 +5,7 @@ lets the fault befall it, waits until every job is at its end, and compares the 
 invariants and with a run that nothing disturbed. What it measured is one row of the table.
 """
 
+import os
 import random
 import signal
 import threading
@@ -29,7 +30,7 @@ from tests.faults import invariants
 from tests.faults.processes import Fleet, Launcher, Process
 
 LEASE_SECONDS = 2.0
-WAIT_SECONDS = 90.0
+WAIT_SECONDS = float(os.environ.get("FAULT_WAIT_SECONDS", "90"))
 SETTINGS = {
     "PENSTOCK_LEASE_SECONDS": str(LEASE_SECONDS),
     "PENSTOCK_FLUSH_SECONDS": "0.05",
@@ -62,6 +63,11 @@ sweep:
   temperature: [0.7, 1.6]
   seed: [SEEDS]
 """
+
+
+def many(times: int) -> int:
+    """How often a fault comes in the long form; fewer by FAULT_TIMES, to try it."""
+    return min(times, int(os.environ.get("FAULT_TIMES", times)))
 
 
 def job_text(seed: int, seeds: int = 4) -> str:
@@ -116,6 +122,8 @@ class Stage:
             "PENSTOCK_DATABASE_URL": worker_url or database_url,
             "PENSTOCK_BROKER_URL": broker_url,
         }
+        if broker_url.startswith("redis"):
+            self.env["FAULT_BROKER"] = str(row.seed)
         self.plan = plan(parse_job(job, file="job.yaml", root=folder))
         (folder / "job.yaml").write_text(job, encoding="utf-8")
         with Database.open(database_url) as db:
@@ -182,6 +190,12 @@ class Stage:
             self.submit()
             self.amid_work(new_tokens)
 
+    def keep_busy(self) -> bool:
+        """Submit again when nothing is left to do; False, for what waits for something else."""
+        if self.over:
+            self.submit()
+        return False
+
     def wait(self, ready: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
         """Until it is ready; raises TimeoutError, with everything that was said."""
         deadline = time.monotonic() + seconds
@@ -189,6 +203,7 @@ class Stage:
             if time.monotonic() > deadline:
                 states = "SELECT state, error_code, count(*) FROM requests GROUP BY 1, 2"
                 said = self.fleet.said() if self.fleet else ""
+                self.row.violations.append(f"no {what} in {seconds} s")
                 raise TimeoutError(
                     f"{self.row.fault}, seed {self.row.seed}: no {what} in {seconds} s; "
                     f"{self.query(states)}\n{said}"

@@ -125,7 +125,7 @@ def violations(
 ) -> list[str]:
     """Every law that is broken, and every job that is not the golden one; empty when all is well.
 
-    `guilty`: positions of requests that must have failed, and with which code.
+    `guilty`: ids of requests that must have failed, and with which code.
     """
     found: list[str] = []
     with engine.connect() as connection:
@@ -145,7 +145,7 @@ def _differences(number: int, got: Result, golden: Result, guilty: dict[int, str
     points = 1 + max(point for _, point, _ in golden)
     found = [] if got.keys() == golden.keys() else [f"job {number}: other requests than planned"]
     for key, made in got.items():
-        code = guilty.get(key[0] * points + key[1])
+        code = guilty.get(number * PER_JOB + key[0] * points + key[1])
         if code is not None and (made.state, made.error) != ("failed", code):
             found.append(f"job {number} {key}: expected failed {code}, got {made}")
         if code is None and made != golden.get(key):

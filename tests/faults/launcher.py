@@ -68,6 +68,9 @@ def _become(order: dict[str, Any]) -> NoReturn:
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
+    if "LD_PRELOAD" in os.environ:  # the loader reads it, so that a fork will not do
+        argv = [sys.executable, "-m", "tests.faults.launcher", *order["argv"]]
+        os.execv(sys.executable, argv)  # noqa: S606
     code = 1
     try:
         run(order["argv"])

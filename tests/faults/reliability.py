@@ -1,51 +1,97 @@
 """Runs the fault tests and writes what they measured into docs/reliability.md.
 
     python -m tests.faults.reliability            the short form, as in `make test`
-    python -m tests.faults.reliability --soak     the long form
-    python -m tests.faults.reliability --from F   only the page, from the rows in F (FAULT_TABLE)
+    python -m tests.faults.reliability --soak     the long form, each test by itself;
+        --shards N                                so many of them at a time
+    python -m tests.faults.reliability --from F.. only the page, from the rows in F (FAULT_TABLE)
 
-Exits as pytest did. An ordinary test run does not touch the page.
+Exits 1 when a test failed. An ordinary test run does not touch the page. What the tests of the long
+form say is kept in `build/soak`. With FAULT_TIMES=2 no fault of the long form comes more often than
+that: to try it; the table is only printed then.
 """
 
 import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+KEPT = ROOT / "build"
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout", "7200")
+LONGEST = ("thousand", "PostgreSQL down", "Redis frozen", "five_hundred", "poison", "many_trans")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--soak", action="store_true")
-    parser.add_argument("--from", dest="file", type=Path)
+    parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--from", dest="files", type=Path, nargs="+")
     chosen = parser.parse_args()
-    if chosen.file:
-        write(read(chosen.file), "long" if chosen.soak else "short")
-        return 0
-    with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / "table.jsonl"
-        tests = ["tests", "-m", "soak"] if chosen.soak else ["tests/faults", "-m", "not soak"]
-        command = [sys.executable, "-m", "pytest", *tests, "--timeout", "7200"]
-        code = subprocess.call(command, cwd=ROOT, env={**os.environ, "FAULT_TABLE": str(table)})
-        if table.exists():
-            write(read(table), "long" if chosen.soak else "short")
+    form = "long" if chosen.soak else "short"
+    folder = KEPT / ("soak" if chosen.soak else "short")
+    code = 0
+    if not chosen.files:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        code = soak(folder, chosen.shards) if chosen.soak else short(folder)
+    rows = read(chosen.files or sorted(folder.glob("*.jsonl")))
+    if "FAULT_TIMES" in os.environ:
+        print("\n".join(_lines(rows, form)))
+    else:
+        write(rows, form)
     return code
 
 
-def read(file: Path) -> list[dict[str, Any]]:
+def short(folder: Path) -> int:
+    """The tests as `make test` runs them."""
+    command = [*PYTEST, "tests/faults", "-m", "not soak"]
+    return subprocess.call(command, cwd=ROOT, env=_env(folder / "table.jsonl"))
+
+
+def soak(folder: Path, shards: int) -> int:
+    """Every long test in a process and with servers of its own, the longest first; 1: one failed.
+
+    A number stands for a test, in the order in which pytest finds them.
+    """
+    words = [*PYTEST, "--collect-only", "-q", "-m", "soak", "tests"]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tests = dict(enumerate(line for line in found.splitlines() if "::" in line))
+    order = sorted(tests, key=lambda n: not any(words in tests[n] for words in LONGEST))
+    with ThreadPoolExecutor(shards) as pool:
+        passed = list(pool.map(lambda n: _alone(tests[n], folder / f"{n:02}"), order))
+    return 0 if all(passed) else 1
+
+
+def _alone(test: str, kept: Path) -> bool:
+    """Run one test; `kept`.log and .jsonl hold what it said and its rows."""
+    began = time.monotonic()
+    with kept.with_suffix(".log").open("wb") as log:
+        env = _env(kept.with_suffix(".jsonl"))
+        command = [*PYTEST, "-m", "soak", "-s", test]
+        code = subprocess.call(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+    said = "passed" if code == 0 else f"FAILED ({kept}.log)"
+    print(f"{said} in {time.monotonic() - began:.0f} s: {test}", flush=True)
+    return code == 0
+
+
+def _env(table: Path) -> Mapping[str, str]:
+    return {**os.environ, "FAULT_TABLE": str(table)}
+
+
+def read(files: Iterable[Path]) -> list[dict[str, Any]]:
     """The rows that the tests left, those of one fault and place together."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in (line for file in files for line in file.read_text(encoding="utf-8").splitlines()):
         new = json.loads(line)
         row = rows.setdefault((new["fault"], new["place"]), {**new, "seeds": []})
         row["seeds"].append(new["seed"])
@@ -57,12 +103,13 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def write(rows: Iterable[dict[str, Any]], form: str) -> None:
-    """Put the table between the page's two marks."""
+    """Put the table between the page's two marks of that form."""
     page = PAGE.read_text(encoding="utf-8")
-    head, _, rest = page.partition(BEGIN)
-    _, _, tail = rest.partition(END)
+    begin, end = f"<!-- {form}: begin -->", f"<!-- {form}: end -->"
+    head, _, rest = page.partition(begin)
+    _, _, tail = rest.partition(end)
     table = "\n".join(_lines(rows, form))
-    PAGE.write_text(f"{head}{BEGIN}\n{table}\n{END}{tail}", encoding="utf-8")
+    PAGE.write_text(f"{head}{begin}\n{table}\n{end}{tail}", encoding="utf-8")
 
 
 def _lines(rows: Iterable[dict[str, Any]], form: str) -> Iterable[str]:

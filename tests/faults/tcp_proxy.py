@@ -1,9 +1,11 @@
 """A TCP proxy that misbehaves on demand: resets, stalls, slows, and cuts after COMMIT was sent.
 
-Knows nothing of the protocol but that the word COMMIT stands in what the client sends.
+Of the protocol it knows that COMMIT and INSERT stand as words in what the client sends, and that
+psycopg sends a statement that it has prepared by its name alone.
 """
 
 import contextlib
+import re
 import socket
 import struct
 import threading
@@ -12,6 +14,9 @@ from types import TracebackType
 from typing import Self
 
 _CHUNK = 65536
+_INSERT = b"INSERT INTO chunks"
+_PREPARED = re.compile(rb"(_pg3_\d+\x00)" + _INSERT)
+_TAIL = 64  # bytes of what came before that a word may have begun in
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: close sends RST
 
 
@@ -24,7 +29,9 @@ class TcpProxy:
         self.port = int(self._listener.getsockname()[1])
         self.delay_seconds = 0.0
         self.cuts = 0
-        """So many of the next COMMITs reach the server, whose answer never comes."""
+        """So many of the next COMMITs of transactions that inserted chunks reach the server, whose
+        answer never comes."""
+        self.cut = 0  # so many have been
         self._open = threading.Event()
         self._open.set()
         self._pairs: set[_Pair] = set()
@@ -82,8 +89,8 @@ class TcpProxy:
                 self._open.wait()
                 if self.delay_seconds:
                     time.sleep(self.delay_seconds)
-                if source is pair.client and self.cuts > 0 and b"COMMIT" in data:
-                    self.cuts -= 1
+                if source is pair.client and pair.commits_chunks(data) and self.cuts > 0:
+                    self.cuts, self.cut = self.cuts - 1, self.cut + 1
                     pair.cut = True
                 elif source is pair.server and pair.cut:
                     break  # the server has committed, and nobody will hear of it
@@ -95,6 +102,20 @@ class TcpProxy:
 class _Pair:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server, self.cut = client, server, False
+        self._names: set[bytes] = set()
+        self._inserted, self._tail = False, b""
+
+    def commits_chunks(self, data: bytes) -> bool:
+        """Whether the client ends a transaction here in which it has inserted chunks."""
+        data = self._tail + data
+        self._names |= set(_PREPARED.findall(data))
+        sent = _INSERT in data or any(name in data for name in self._names)
+        inserted = self._inserted = self._inserted or sent
+        over = b"COMMIT\x00" in data or b"ROLLBACK\x00" in data
+        if over:
+            self._inserted = False
+        self._tail = b"" if over else data[-_TAIL:]
+        return inserted and b"COMMIT\x00" in data
 
     def reset(self) -> None:
         for end in (self.client, self.server):

@@ -1,6 +1,7 @@
 """Redis away, emptied, frozen, full, or never there; nudges lost, doubled, late and out of order.
 
-The rows carry the work, so every job ends; and when Redis is back, so are the workers' ears.
+Nudges are disturbed like that in all of these tests. The rows carry the work, so every job ends;
+and when Redis is back, so are the workers' ears.
 """
 
 import time
@@ -10,9 +11,8 @@ from contextlib import closing, contextmanager
 import pytest
 
 from orchestrator.queue import Queue
-from tests.faults import failpoints
 from tests.faults.conftest import MakeStage
-from tests.faults.harness import Stage
+from tests.faults.harness import Stage, many
 from tests.faults.invariants import Result
 from tests.redis_server import RedisServer
 
@@ -70,37 +70,48 @@ def test_redis_twenty_times(
     fault: str, make_stage: MakeStage, golden: Result, redis: RedisServer
 ) -> None:
     stage = make_stage(fault, "postgresql", redis.url)
-    disturbed(stage, redis, golden, 20, LONG_FROZEN_SECONDS)
+    disturbed(stage, redis, golden, many(20), LONG_FROZEN_SECONDS)
 
 
 def test_redis_absent_from_the_start(
     make_stage: MakeStage, golden: Result, redis: RedisServer
 ) -> None:
-    redis.kill()
+    absent(make_stage("Redis absent from the start", "postgresql", redis.url), redis, golden, 1)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_redis_absent_from_the_start_twenty_times(
+    make_stage: MakeStage, golden: Result, redis: RedisServer
+) -> None:
     stage = make_stage("Redis absent from the start", "postgresql", redis.url)
-    with stage.working(2) as fleet:
-        stage.submit()
-        stage.fault()
-        stage.finish()
-        redis.start()
-        hears(stage, len(fleet.workers))
-    stage.check(golden)
+    absent(stage, redis, golden, many(20))
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_nudges_lost_doubled_late_and_out_of_order(
     kind: str, make_stage: MakeStage, golden: Result, redis: RedisServer
 ) -> None:
+    """As in every test with Redis, with nothing else to disturb."""
     stage = make_stage("nudges lost, doubled, late, out of order", kind, redis.url)
-    undo = failpoints.disturb_nudges(stage.rng)
-    try:
-        with stage.working(2, FAULT_BROKER="1", PENSTOCK_POLL_SECONDS="0.5"):
-            for _ in range(3):
-                stage.submit()
-                stage.fault()
+    with stage.working(2, PENSTOCK_POLL_SECONDS="0.5"):
+        for _ in range(3):
+            stage.submit()
+            stage.fault()
+        stage.finish()
+    stage.check(golden)
+
+
+def absent(stage: Stage, redis: RedisServer, golden: Result, times: int) -> None:
+    """A fleet begins without a broker, and hears it when it comes."""
+    for _ in range(times):
+        redis.kill()
+        with stage.working(2) as fleet:
+            stage.submit()
+            stage.fault()
             stage.finish()
-    finally:
-        undo()
+            redis.start()
+            hears(stage, len(fleet.workers))
     stage.check(golden)
 
 

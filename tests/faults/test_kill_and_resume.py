@@ -5,17 +5,17 @@ back, several choices, log-probabilities, penalties. Each kill waits until the a
 persisted something new, so it lands in the middle of work.
 """
 
-import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from tests.faults.harness import many
+from tests.faults.processes import Launcher, Process
 
 JOB = """
 name: kills
@@ -66,33 +66,23 @@ INVARIANTS = {
 }
 
 
+ENV = {"PENSTOCK_FLUSH_SECONDS": "0.02", "PENSTOCK_SLOTS": "6", "PENSTOCK_THREADS": "1"}
+
+
 class Run:
     """`penstock run job.yaml --resume` in a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, launcher: Launcher) -> None:
+        self.folder, self.launcher = folder, launcher
         self.database = folder / "penstock.db"
 
-    def start(self) -> subprocess.Popen[bytes]:
-        environ = {
-            name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")
-        }
-        environ |= {
-            "PENSTOCK_FLUSH_SECONDS": "0.02",
-            "PENSTOCK_SLOTS": "6",
-            "PENSTOCK_THREADS": "1",
-        }
-        command = [sys.executable, "-m", "orchestrator.cli", "run", "job.yaml", "--resume"]
-        log = (self.folder / "log").open("ab")
-        with log:
-            return subprocess.Popen(
-                command, cwd=self.folder, env=environ, stdout=log, stderr=subprocess.STDOUT
-            )
+    def start(self) -> Process:
+        argv, log = ("run", "job.yaml", "--resume"), self.folder / "log"
+        return self.launcher.start(*argv, env=ENV, cwd=self.folder, log=log)
 
     def finish(self) -> None:
         process = self.start()
-        code = process.wait(timeout=240)
-        assert code == 0, (self.folder / "log").read_text()[-3000:]
+        assert process.wait(240) == 0, process.said()
 
     def query(self, sql: str) -> list[tuple[object, ...]]:
         with closing(sqlite3.connect(self.database, timeout=30)) as connection:
@@ -125,14 +115,11 @@ def kill_amid_work(run: Run, rng: random.Random) -> bool:
     """Start, wait for new tokens, kill; False if the job was done before."""
     before, process = run.tokens(), run.start()
     deadline = time.monotonic() + 60
-    while run.tokens() == before and process.poll() is None and time.monotonic() < deadline:
+    while run.tokens() == before and process.code is None and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(rng.uniform(0, 0.15))
-    if process.poll() is not None:
-        return False
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return True
+    process.kill()
+    return process.code == -signal.SIGKILL
 
 
 def check(run: Run, golden: Run) -> None:
@@ -141,7 +128,7 @@ def check(run: Run, golden: Run) -> None:
     assert run.result() == golden.result()
 
 
-def storm(tmp_path: Path, kills: int, seed: int) -> None:
+def storm(tmp_path: Path, launcher: Launcher, kills: int, seed: int) -> None:
     print(f"seed {seed}")
     rng = random.Random(seed)
     job = JOB.replace("SEEDS", ", ".join(str(rng.randrange(2**31)) for _ in range(8)))
@@ -149,7 +136,7 @@ def storm(tmp_path: Path, kills: int, seed: int) -> None:
     for folder in folders:
         folder.mkdir()
         (folder / "job.yaml").write_text(job, encoding="utf-8")
-    golden, killed = map(Run, folders)
+    golden, killed = (Run(folder, launcher) for folder in folders)
     golden.finish()
     done = 0
     while done < kills:
@@ -165,11 +152,11 @@ def storm(tmp_path: Path, kills: int, seed: int) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_fifty_kills_change_no_token(tmp_path: Path) -> None:
-    storm(tmp_path, kills=50, seed=random.randrange(2**32))
+def test_fifty_kills_change_no_token(tmp_path: Path, launcher: Launcher) -> None:
+    storm(tmp_path, launcher, kills=50, seed=random.randrange(2**32))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
-def test_a_thousand_kills_change_no_token(tmp_path: Path) -> None:
-    storm(tmp_path, kills=1000, seed=random.randrange(2**32))
+def test_a_thousand_kills_change_no_token(tmp_path: Path, launcher: Launcher) -> None:
+    storm(tmp_path, launcher, kills=many(1000), seed=random.randrange(2**32))

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.faults.conftest import MakeStage
-from tests.faults.harness import Stage
-from tests.faults.invariants import Result
+from tests.faults.harness import WAIT_SECONDS, Stage, many
+from tests.faults.invariants import PER_JOB, Result
 
 CODES = {
     "exception": "worker_error",
@@ -13,6 +13,7 @@ CODES = {
     "endless": "poison",
     "nan": "nan_logits",
 }
+GUILTY_OF_A_JOB = 4
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def impatient(job: str) -> str:
 @pytest.mark.parametrize("kind", CODES)
 def test_poison(kind: str, make_stage: MakeStage, impatient: str, golden: Result) -> None:
     stage = make_stage(f"poison: {kind}", "postgresql", job=impatient)
-    poisoned(stage, golden, kind, 1)
+    poisoned(stage, golden, kind, 2)
 
 
 @pytest.mark.soak
@@ -33,17 +34,40 @@ def test_poison(kind: str, make_stage: MakeStage, impatient: str, golden: Result
 def test_poison_a_hundred_times(
     kind: str, make_stage: MakeStage, impatient: str, golden: Result
 ) -> None:
-    poisoned(make_stage(f"poison: {kind}", "postgresql", job=impatient), golden, kind, 100)
+    poisoned(make_stage(f"poison: {kind}", "postgresql", job=impatient), golden, kind, many(100))
 
 
 def poisoned(stage: Stage, golden: Result, kind: str, times: int) -> None:
-    """Two guilty requests among 48, somewhere; the same ones in every job of a stage."""
-    guilty = stage.rng.sample(range(len(golden) // 2), 2)
-    poison = f"{kind}:{','.join(map(str, guilty))}"
-    env = {"FAULT_POISON": poison, "FAULT_STEP_SECONDS": "0.002", "PENSTOCK_STALL_SECONDS": "1"}
+    """A few guilty requests in each job of 48; so many jobs at once as make `times` of them."""
+    jobs = range(1, 1 + -(-times // GUILTY_OF_A_JOB))
+    places = [(job, place) for job in jobs for place in range(len(golden) // 2)]
+    guilty = [job * PER_JOB + place for job, place in _spread(stage, places, times)]
+    env = {
+        "FAULT_POISON": f"{kind}:{','.join(map(str, guilty))}",
+        "FAULT_STEP_SECONDS": "0.002",
+        "PENSTOCK_STALL_SECONDS": "1",
+    }
     with stage.working(2, **env):
-        for _ in range(times):
+        for _ in jobs:
             stage.submit()
-            stage.fault()
-            stage.finish()
+        stage.finish(WAIT_SECONDS + 12 * (times - 2))
+    for seconds in _lives(stage, guilty):
+        stage.row.times += 1
+        stage.row.recovered.append(seconds)
     stage.check(golden, dict.fromkeys(guilty, CODES[kind]))
+
+
+def _spread(stage: Stage, places: list[tuple[int, int]], times: int) -> list[tuple[int, int]]:
+    """Some places of each job, other ones in each: more in a row would be the machine's fault."""
+    chosen: list[tuple[int, int]] = []
+    for job in sorted({job for job, _ in places}):
+        own = [each for each in places if each[0] == job]
+        chosen += stage.rng.sample(own, min(GUILTY_OF_A_JOB, times - len(chosen)))
+    return chosen
+
+
+def _lives(stage: Stage, guilty: list[int]) -> list[float]:
+    """Seconds from the first claim of each guilty request until it had failed."""
+    found = stage.query("SELECT id, started_at, finished_at FROM requests WHERE state = 'failed'")
+    ended = {id: (end - start).total_seconds() for id, start, end in found}
+    return [ended[id] for id in guilty if id in ended]

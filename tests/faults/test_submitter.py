@@ -9,7 +9,7 @@ from orchestrator.db import store
 from orchestrator.db.database import Database
 from tests.faults.conftest import MakeStage
 from tests.faults.failpoints import SUBMITTER_POINTS
-from tests.faults.harness import SETTINGS, Stage
+from tests.faults.harness import SETTINGS, Stage, many
 from tests.faults.invariants import Result
 from tests.faults.processes import Process
 from tests.redis_server import RedisServer
@@ -42,7 +42,7 @@ def test_kill_of_the_submitter(
 def test_kill_of_the_submitter_a_hundred_times(
     kind: str, make_stage: MakeStage, golden: Result
 ) -> None:
-    kills(make_stage("kill -9 of the submitter", kind), golden, 100)
+    kills(make_stage("kill -9 of the submitter", kind), golden, many(100))
 
 
 @BOTH
@@ -58,7 +58,7 @@ def test_kill_around_the_wake(
 def test_kill_around_the_wake_twenty_times(
     kind: str, make_stage: MakeStage, golden: Result, redis: RedisServer
 ) -> None:
-    wakes(make_stage("", kind, redis.url), golden, 20)
+    wakes(make_stage("", kind, redis.url), golden, many(20))
 
 
 def kills(stage: Stage, golden: Result, times: int) -> None:
@@ -82,7 +82,7 @@ def kills(stage: Stage, golden: Result, times: int) -> None:
 
 def wakes(stage: Stage, golden: Result, times: int) -> None:
     """The job is committed, its submitter gone: a worker finds it."""
-    with stage.working(1):
+    with stage.working(2, FAULT_STEP_SECONDS="0"):
         for point in SUBMITTER_POINTS:
             stage.next_row(f"kill -9 at {point}")
             for _ in range(times):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.conftest import MakeStage
 from tests.faults.failpoints import WORKER_POINTS
-from tests.faults.harness import LEASE_SECONDS, Stage
+from tests.faults.harness import LEASE_SECONDS, Stage, many
 from tests.faults.invariants import Result
 
 BOTH = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -25,7 +25,7 @@ def test_kill_of_a_worker(kind: str, make_stage: MakeStage, golden: Result) -> N
 def test_kill_of_a_worker_five_hundred_times(
     kind: str, make_stage: MakeStage, golden: Result
 ) -> None:
-    kills(make_stage("kill -9 of a worker", kind), golden, 500)
+    kills(make_stage("kill -9 of a worker", kind), golden, many(500))
 
 
 @BOTH
@@ -37,7 +37,7 @@ def test_kill_at_every_point(kind: str, make_stage: MakeStage, golden: Result) -
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_kill_at_every_point_twenty_times(kind: str, make_stage: MakeStage, golden: Result) -> None:
-    points(make_stage("", kind), golden, 20)
+    points(make_stage("", kind), golden, many(20))
 
 
 @pytest.mark.parametrize(("kind", "times"), [("sqlite", 2), ("postgresql", 3)])
@@ -49,7 +49,7 @@ def test_zombie(kind: str, times: int, make_stage: MakeStage, golden: Result) ->
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_zombie_a_hundred_times(kind: str, make_stage: MakeStage, golden: Result) -> None:
-    zombies(make_stage("zombie: SIGSTOP beyond the lease, then SIGCONT", kind), golden, 100)
+    zombies(make_stage("zombie: SIGSTOP beyond the lease, then SIGCONT", kind), golden, many(100))
 
 
 def kills(stage: Stage, golden: Result, times: int) -> None:
@@ -75,7 +75,7 @@ def points(stage: Stage, golden: Result, times: int) -> None:
             for _ in range(times):
                 first = stage.rng.randrange(1, 12) if point.startswith("commit") else 1
                 guest = fleet.join(FAULT_AT=f"{point}:{first}")
-                stage.wait(lambda guest=guest: _ended(stage, guest.ended.is_set()), point)
+                stage.wait(lambda guest=guest: guest.ended.is_set() or stage.keep_busy(), point)
                 assert guest.code == -signal.SIGKILL, guest.said()
                 stage.fault(stage.held(guest))
         stage.finish()
@@ -102,9 +102,3 @@ def zombies(stage: Stage, golden: Result, times: int) -> None:
         if any(epochs[request] > epoch for request, epoch in held):
             stage.wait(lambda: fleet.count("request.lost") > 0, "line of a lost request")
     stage.check(golden)
-
-
-def _ended(stage: Stage, ended: bool) -> bool:
-    if not ended and stage.over:
-        stage.submit()
-    return ended

@@ -13,7 +13,7 @@ from orchestrator.db import leftovers, store, views
 from orchestrator.db.database import Database
 from orchestrator.errors import WorkerError
 from orchestrator.queue import GRADE, ORCHESTRATOR_QUEUE, WAKE, Queue, model_queue
-from orchestrator.reconciler import Reconciled, ReconcilerThread, reconcile
+from orchestrator.reconciler import Reconciled, ReconcilerThread, looks_every, reconcile
 from tests.nudges import embedded_queue, taken
 from tests.orchestrator.db.builders import claim_some, small_plan, write
 
@@ -250,6 +250,24 @@ def test_a_nudge_makes_it_look_soon_and_many_make_one_look(
     assert not looks.acquire(timeout=0.3)
     thread.stop()
     assert not thread.is_alive()
+
+
+def test_it_looks_twice_within_a_lease_at_least(
+    sqlite_db: Database, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (looks_every(30), looks_every(10), looks_every(2)) == (5, 5, 1)
+    looks = threading.Semaphore(0)
+
+    def look(db: Database, queue: Queue) -> Reconciled:
+        looks.release()
+        return Reconciled()
+
+    monkeypatch.setattr(reconciler, "reconcile", look)
+    thread = ReconcilerThread(sqlite_db, queue, lease_seconds=0.2, interval_seconds=3600)
+    thread.start()
+    for _ in range(3):
+        assert looks.acquire(timeout=30), "an hour would be too long"
+    thread.stop()
 
 
 def test_a_thread_that_was_stopped_before_its_start_is_no_error(

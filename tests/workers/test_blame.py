@@ -1,6 +1,7 @@
 """A step fails: the guilty leaves alone, its neighbours' tokens are those of an undisturbed run."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +9,7 @@ import pytest
 
 from orchestrator.errors import WorkerError
 from tests.fake_runner import FakeRunner
-from workers.blame import MOST_IN_A_ROW, Blame
+from workers.blame import MOST_IN_A_ROW, QUIET_SECONDS, Blame
 from workers.engine import Engine
 from workers.events import Broken, Choice, Completion, Event, Failed, Finished, Tokens
 from workers.folder import TINY
@@ -222,3 +223,96 @@ def test_a_completion_cancelled_on_trial_ends_the_trial() -> None:
         events += blame.step()
     assert not Seen(events).failed and len(Seen(events).ends) == 7
     assert engine.slots == 8
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class CrowdedRunner(FaultyRunner):
+    """Has memory for so many rows; `resizes` are the numbers of slots it was asked to hold."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(self._crowded)
+        self.room, self.largest, self.resizes = room, 8, list[int]()
+
+    def _crowded(self, _runner: FaultyRunner, _first: Sequence[int], rows: int) -> None:
+        if rows > self.room:
+            raise WorkerError("memory", "CUDA out of memory")
+
+    def resize(self, slots: int) -> None:
+        self.resizes.append(slots)
+        if slots > self.largest:
+            raise WorkerError("memory", f"no memory for {slots} slots")
+        super().resize(slots)
+
+
+class Long:
+    """Work for hundreds of steps: what was held, and the slots after each number of seconds."""
+
+    def __init__(self, runner: FakeRunner) -> None:
+        self.admitted = [replace(each, max_tokens=100) for each in completions(14)]
+        self.engine, self.clock = Engine(runner, TOKENIZER, EOS), Clock()
+        self.blame = Blame(self.engine, clock=self.clock)
+        self.events: list[Event] = []
+        for completion in self.admitted:
+            self.engine.admit(completion)
+
+    def slots_at(self, seconds: float) -> int:
+        """So late, when whatever a step led to has been tried; everybody is on the way."""
+        self.clock.now = seconds
+        for _ in range(12):
+            self.events += self.blame.step()
+        while self.blame.trying:
+            self.events += self.blame.step()
+        assert not self.engine.idle, "it is over too early to show anything"
+        return self.engine.slots
+
+    def assert_unharmed(self) -> None:
+        while not self.engine.idle:
+            self.events += self.blame.step()
+        seen = Seen(self.events)
+        assert not seen.failed and not seen.broken
+        assert_innocents_unharmed(seen, self.admitted, set())
+
+
+def test_halved_slots_come_back_after_a_quiet_while_and_no_more_than_there_were() -> None:
+    runner = CrowdedRunner(room=3)
+    work = Long(runner)
+    assert work.slots_at(0) == 2
+    runner.room = 100
+    assert work.slots_at(QUIET_SECONDS - 1) == 2
+    assert work.slots_at(QUIET_SECONDS) == 4
+    assert work.slots_at(3 * QUIET_SECONDS - 1) == 4, "each doubling is given its time"
+    assert work.slots_at(3 * QUIET_SECONDS) == 8
+    assert work.slots_at(1000 * QUIET_SECONDS) == 8
+    assert runner.resizes == [2, 4, 8]
+    work.assert_unharmed()
+
+
+def test_slots_that_are_too_many_still_are_tried_ever_more_seldom() -> None:
+    runner = CrowdedRunner(room=3)
+    work = Long(runner)
+    assert work.slots_at(0) == 2
+    assert work.slots_at(QUIET_SECONDS) == 2, "four were tried, and failed"
+    assert runner.resizes == [2, 4, 2]
+    assert work.slots_at(3 * QUIET_SECONDS - 1) == 2
+    assert runner.resizes == [2, 4, 2]
+    assert work.slots_at(3 * QUIET_SECONDS) == 2
+    assert runner.resizes == [2, 4, 2, 4, 2]
+    work.assert_unharmed()
+
+
+def test_memory_that_cannot_be_had_again_leaves_the_slots_that_there_are() -> None:
+    runner = CrowdedRunner(room=3)
+    runner.largest = 3
+    work = Long(runner)
+    assert work.slots_at(0) == 2
+    assert work.slots_at(QUIET_SECONDS) == 2 == runner.slots
+    assert runner.resizes == [2, 4, 2]
+    work.assert_unharmed()

@@ -213,3 +213,21 @@ def test_cancel_and_close_free_every_slot() -> None:
     engine.step()
     engine.close()
     assert engine.idle and engine.load == 0
+
+
+def test_slots_are_limited_and_resized_only_when_nobody_is_seated() -> None:
+    runner = FakeRunner(TOKENIZER.vocab_size, slots=4)
+    engine = Engine(runner, TOKENIZER, EOS)
+    for completion in completions(3):
+        engine.admit(replace(completion, stops=(), max_tokens=40))
+    engine.step()
+    assert engine.seated
+    with pytest.raises(RuntimeError, match="are seated: park them first"):
+        engine.seat_only([100], 2)
+    with pytest.raises(RuntimeError, match="are seated: park them first"):
+        engine.resize(2)
+    assert (engine.slots, runner.slots) == (4, 4)
+    engine.park()
+    engine.resize(2)
+    engine.seat_only([100], 1)
+    assert (engine.slots, runner.slots) == (1, 2)

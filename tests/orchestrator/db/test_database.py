@@ -24,7 +24,7 @@ from orchestrator.db import database, store
 from orchestrator.db.database import SCHEMA, SCHEMA_TABLE, Database, migrations
 from orchestrator.db.tables import Row, job_status, now, seconds_from_now
 from orchestrator.errors import WorkerError
-from tests.orchestrator.db.builders import claim_some, rows, small_plan, write
+from tests.orchestrator.db.builders import claim_some, rows, run, small_plan, write
 from tests.servers import PostgresServer
 
 TABLES = set(Row.metadata.tables)
@@ -429,3 +429,53 @@ def _with_migration(folder: Path, body: str) -> Path:
         f"def upgrade() -> None:\n    {body}\n"
     )
     return copy
+
+
+def test_a_session_frozen_amid_a_transaction_holds_its_rows_no_longer_than_that(
+    postgresql_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.insert_job(postgresql_db, small_plan(1, (0,)))
+    monkeypatch.setattr(database, "IDLE_SECONDS", 1)
+    url = postgresql_db.engine.url.render_as_string(hide_password=False)
+    change = "UPDATE requests SET seed = seed + 1"
+    went_on = False
+    with Database.open(url) as frozen:
+        with pytest.raises(WorkerError, match="postgresql"), frozen.write() as tx:
+            tx.exec_driver_sql(change)
+            # From here on it says nothing, like a process that was stopped.
+            with postgresql_db.write() as other:
+                other.exec_driver_sql("SET LOCAL lock_timeout = '30s'")
+                other.exec_driver_sql(change)
+            went_on = True
+            tx.exec_driver_sql(change)
+        assert went_on, "the rows stayed locked"
+        seeds = rows(postgresql_db, "SELECT seed FROM requests")
+        assert rows(frozen, "SELECT seed FROM requests") == seeds, "it goes on when it is back"
+        run(frozen, change)
+        ((before,), (after,)) = *seeds, *rows(postgresql_db, "SELECT seed FROM requests")
+        assert after == before + 1
+
+
+def test_how_long_a_session_may_be_idle_is_ours_unless_the_url_says_so(
+    postgresql_url: str,
+) -> None:
+    name = "idle_in_transaction_session_timeout"
+    with Database.open(postgresql_url) as db:
+        assert rows(db, f"SHOW {name}") == [(f"{database.IDLE_SECONDS}s",)]
+        assert rows(db, "SHOW default_transaction_isolation") == [("read committed",)]
+    with Database.open(f"{postgresql_url}?options=-c%20{name}%3D77s") as db:
+        assert rows(db, f"SHOW {name}") == [("77s",)]
+
+
+def test_a_host_that_is_gone_without_a_word_is_noticed_unless_the_url_is_patient(
+    postgresql_url: str,
+) -> None:
+    def told(url: str) -> dict[str, str]:
+        with Database.open(url) as db, db.engine.connect() as connection:
+            raw = connection.connection.dbapi_connection
+            assert raw is not None
+            known = {line.keyword.decode(): line.val for line in raw.pgconn.info}
+        return {name: (known[name] or b"").decode() for name in database.PATIENCE}
+
+    assert told(postgresql_url) == {name: str(value) for name, value in database.PATIENCE.items()}
+    assert told(f"{postgresql_url}?tcp_user_timeout=5000")["tcp_user_timeout"] == "5000"

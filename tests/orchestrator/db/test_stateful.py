@@ -30,6 +30,7 @@ from orchestrator.db import store, views
 from orchestrator.db.database import Database
 from orchestrator.db.store import Claimed, flush
 from orchestrator.errors import Conflict
+from tests.faults.harness import many
 from tests.orchestrator.db.builders import claim_some, everything, rows, run, small_plan, write
 
 ENDED = {"succeeded", "failed", "partial"}
@@ -266,10 +267,11 @@ def test_any_order_of_transitions(machine_db: Database) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(7200)
 def test_any_order_of_many_transitions(machine_db: Database) -> None:
     run_state_machine_as_test(
         functools.partial(Store, machine_db),
         settings=settings(
-            max_examples=1000, stateful_step_count=60, deadline=None, print_blob=True
+            max_examples=many(1000), stateful_step_count=60, deadline=None, print_blob=True
         ),
     )

@@ -73,10 +73,12 @@ def test_paused_limited_delayed_suspected(served: Database) -> None:
     assert second.request_id != first.request_id
 
 
-def test_while_it_is_being_planned(db: Database) -> None:
+def test_until_it_is_planned_it_does_not_exist(db: Database) -> None:
     job_id = store.insert_job(db, small_plan())
     run(db, "UPDATE jobs SET planned_at = NULL")
-    assert reasons(db, job_id) == ("being planned",)
+    for read in (views.waiting, views.job, views.find_job):
+        with pytest.raises(NotFound):
+            read(db, job_id)
 
 
 def test_what_has_ended_or_all_runs_waits_for_nothing(db: Database) -> None:
