@@ -14,13 +14,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from orchestrator import metrics
 from orchestrator.db import store
 from orchestrator.db.database import Database
 from orchestrator.errors import PenstockError, RequestError, WorkerError
 from orchestrator.settings import Settings
 from workers.admission import to_completion
 from workers.blame import Blame
+from workers.counters import Counters
 from workers.engine import Engine
 from workers.memory import resident_bytes
 from workers.model import LoadedModel
@@ -74,7 +74,7 @@ class EngineThread(threading.Thread):
         self.worker_id = f"wrk_{uuid.uuid4().hex[:12]}"
         self.error: BaseException | None = None
         self._engine = Engine(model.runner, model.tokenizer, model.eos)
-        self._counters = _Counters(model.folder.name)
+        self._counters = Counters(model.folder.name)
         self._blame = Blame(self._engine, self._counters.failed)
         self._recorder = Recorder(
             db,
@@ -208,9 +208,13 @@ class EngineThread(threading.Thread):
             self._claim_at = now + self._settings.poll_seconds
         self._counters.claims.inc(len(claims))
         for claimed in claims:
+            self._begin(claimed)
+        for claimed in claims:
             self._admit(claimed)
+            if self._recorder.since_flush > self._settings.lease_seconds / 3:
+                self._flush()  # templates may take their time: the leases of all go on
 
-    def _admit(self, claimed: store.Claimed) -> None:
+    def _begin(self, claimed: store.Claimed) -> None:
         log.info(
             "request.claimed id=%s epoch=%s model=%s",
             claimed.request_id,
@@ -220,6 +224,10 @@ class EngineThread(threading.Thread):
         # Our own lease may have run out: what is still seated belongs to the claim before this one.
         self._blame.cancel(claimed.request_id)
         self._recorder.begin(claimed)
+
+    def _admit(self, claimed: store.Claimed) -> None:
+        if not self._recorder.holds(claimed.request_id):
+            return  # lost or cancelled, while those before it were admitted
         try:
             completion = to_completion(claimed, self._model.wording)
             if completion.choices:
@@ -279,27 +287,3 @@ class EngineThread(threading.Thread):
             tokens=tokens,
             tokens_per_second=(tokens - before) / max(now - since, 1e-3),
         )
-
-
-class _Counters:
-    """This model's metrics: looked up once, since a step comes a thousand times a second."""
-
-    def __init__(self, model: str) -> None:
-        self.claims = metrics.CLAIMS.labels(model)
-        self._steps, self._tokens = metrics.STEPS.labels(model), metrics.TOKENS.labels(model)
-        self._occupancy = metrics.OCCUPANCY.labels(model)
-        self._slots, self._used = metrics.SLOTS.labels(model), metrics.SLOTS_USED.labels(model)
-        self._model, self._counted = model, 0
-
-    def failed(self, code: str) -> None:
-        metrics.ERRORS.labels(self._model, code).inc()
-
-    def step(self, seated: int, slots: int) -> None:
-        self._steps.inc()
-        self._occupancy.observe(seated / slots)
-
-    def seats(self, seated: int, slots: int, tokens: int) -> None:
-        self._slots.set(slots)
-        self._used.set(seated)
-        self._tokens.inc(tokens - self._counted)
-        self._counted = tokens

@@ -102,7 +102,16 @@ class Recorder:
     @property
     def due(self) -> bool:
         """The flush interval has passed since the last flush."""
-        return time.monotonic() - self._flushed_at >= self._interval
+        return self.since_flush >= self._interval
+
+    @property
+    def since_flush(self) -> float:
+        """Seconds since the last flush began."""
+        return time.monotonic() - self._flushed_at
+
+    def holds(self, request_id: int) -> bool:
+        """The request is open: claimed, and neither at its end nor lost."""
+        return request_id in self._open
 
     def begin(self, claimed: store.Claimed) -> None:
         """A request was claimed: from now on its lease is renewed by every flush."""

@@ -25,7 +25,8 @@ class Asked:
     """One request's wishes; `tools` as the template shows them, None for none.
 
     `call_reason` is the finish reason of a choice that makes a call. `named` are the functions'
-    names in the order given, `old` whether they came as `functions`.
+    names in the order given, `old` whether they came as `functions`; `schema_name` is that of
+    the `response_format`.
     """
 
     shape: Shape
@@ -33,6 +34,7 @@ class Asked:
     call_reason: str = "tool_calls"
     named: tuple[str, ...] = ()
     old: bool = False
+    schema_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,9 @@ def asked(params: ChatParams) -> Asked:
     old: tuple[Mapping[str, Any], ...] = params.functions or ()
     given = [tool["function"] for tool in tools] or list(old)
     choice = params.tool_choice if params.tools else params.function_call
+    schema_name = _schema_name(params.response_format)
     if not given or choice == "none":
-        return Asked(Shape(schema=schema, strict=strict))
+        return Asked(Shape(schema=schema, strict=strict), schema_name=schema_name)
     named = _named(choice)
     functions = tuple(_function(f) for f in given if named in (None, f["name"]))
     shape = Shape(
@@ -69,6 +72,7 @@ def asked(params: ChatParams) -> Asked:
         call_reason="stop" if named else called,
         named=tuple(function["name"] for function in given),
         old=not params.tools,
+        schema_name=schema_name,
     )
 
 
@@ -99,6 +103,10 @@ def _response(asked_for: Mapping[str, Any] | None) -> tuple[Mapping[str, Any] | 
     return ({"type": "object"} if schema is None else schema), bool(wanted.get("strict"))
 
 
+def _schema_name(asked_for: Mapping[str, Any] | None) -> str:
+    return str(((asked_for or {}).get("json_schema") or {}).get("name", ""))
+
+
 def _function(given: Mapping[str, Any]) -> Function:
     return Function(given["name"], given.get("parameters"), bool(given.get("strict")))
 
@@ -122,7 +130,7 @@ def _no_calls(wishes: Asked) -> ParameterError:
 def _not_compiled(wishes: Asked, error: GrammarError) -> ParameterError:
     plain, got = "a schema that can be enforced", error.reason
     if error.where == "response_format":
-        text = f"Invalid schema for response_format: {got}"
+        text = f"Invalid schema for response_format '{wishes.schema_name}': {got}"
         path = ("response_format", "json_schema", "schema")
         return Refusal(Rank.SCHEMA, text, "response_format", None, plain, got, path).error()
     text, param = f"Invalid schemas of functions: {got}", "functions" if wishes.old else "tools"

@@ -220,6 +220,31 @@ def test_a_database_that_is_away_is_waited_for_by_a_worker_of_the_fleet(
         assert thread.error is None
 
 
+class SlowTemplate:
+    """Renders like another one, but takes its time."""
+
+    def __init__(self, template: Any, seconds: float) -> None:
+        self.template, self.seconds = template, seconds
+
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        time.sleep(self.seconds)
+        return str(self.template.render(*args, **kwargs))
+
+
+def test_claims_are_kept_while_their_templates_take_longer_than_a_lease(
+    db: Database, tiny: LoadedModel
+) -> None:
+    job_id = submit(db)
+    slow: Any = SlowTemplate(tiny.wording.template, 0.4)
+    model = replace(tiny, wording=replace(tiny.wording, template=slow))
+    settings = replace(SETTINGS, lease_seconds=2.0)
+    with at_work(db, model, nothing, settings=settings):
+        while views.job_status(db, job_id).state != "succeeded":
+            assert store.release_expired(db) == 0, "a lease ran out"
+            time.sleep(0.05)
+    assert set(column(db, job_id, "attempt")) == {1}
+
+
 def test_a_machine_on_which_nothing_works_gives_everything_back_and_leaves(
     sqlite_db: Database, tiny: LoadedModel
 ) -> None:
