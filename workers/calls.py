@@ -153,7 +153,8 @@ def _detected(source: str) -> CallFormat | None:
 class CallStream:
     """One choice's text with calls in it; like TextStream a function of the tokens pushed.
 
-    Content goes on until a call opens; from there on all is calls, and what is none is dropped.
+    Content goes on until a call opens; from there on all is calls, and what is none is dropped. A
+    marker that closes what is not open is no content either.
     Stop strings are looked for in content only, and only its tokens have entries.
     """
 
@@ -166,7 +167,9 @@ class CallStream:
         openings = () if form.exclusive else ("\n" + syntax.opening, syntax.opening)
         opener = tokenizer.token_id(syntax.opening)
         visible = {id: data for id, data in self._spelled.items() if form.exclusive or id == opener}
-        self._content = TextStream(tokenizer, stops + openings, visible)
+        others = [m for m in syntax.markers if m != syntax.opening and m not in stops]
+        silent = () if form.exclusive else tuple(others)
+        self._content = TextStream(tokenizer, stops + openings, visible, silent)
         self._waiting: list[tuple[int, LogprobEntry | None]] = []  # while the beginning is open
         self._undecided = bool(self._first)
         self._start, self._lead = b"", tokenizer.lead

@@ -56,6 +56,14 @@ class _Waiting:
     end: int  # the character that holds its last byte
     entry: LogprobEntry
 
+    def without(self, begin: int, end: int) -> "_Waiting | None":
+        """Its place when the characters [begin, end) are gone; None if it lay in them."""
+        if begin <= self.start and self.end < end:
+            return None
+        start = self.start if self.start < begin else max(self.start - (end - begin), begin)
+        last = self.end if self.end < begin else max(self.end - (end - begin), begin - 1)
+        return _Waiting(start, last, self.entry)
+
 
 class TextStream:
     """One choice's text as its tokens come; a function of the tokens pushed, so replay resumes it.
@@ -63,7 +71,7 @@ class TextStream:
     Held back are the bytes of an incomplete character and whatever may become a stop string; the
     entry of a token leaves with the piece that carries the token's last byte. At the end of a
     piece no character is ever taken back. A special token is no text, unless `spelled` has bytes
-    for it.
+    for it; what is spelled as one of `silent` is none either, wherever it stands.
     """
 
     calls: tuple[Call, ...] = ()
@@ -73,8 +81,10 @@ class TextStream:
         tokenizer: Tokenizer,
         stops: tuple[str, ...] = (),
         spelled: Mapping[int, bytes] | None = None,
+        silent: tuple[str, ...] = (),
     ) -> None:
         self._tokenizer, self._stops, self._spelled = tokenizer, stops, spelled or {}
+        self._silent = silent
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._lead = tokenizer.lead
         self._decoded = self._emitted = 0  # characters
@@ -109,7 +119,9 @@ class TextStream:
             if kept != data:  # the entries' bytes are those of the text
                 logprob = logprob | {"token": shown(kept), "bytes": list(kept)}
             self._waiting.append(_Waiting(start, end, logprob))
-        return self._stop() or self._release(len(self._held) - _held_back(self._held, self._stops))
+        self._silence()
+        certain = len(self._held) - _held_back(self._held, self._stops + self._silent)
+        return self._stop() or self._release(certain)
 
     def finish(self) -> Emitted:
         """Release all that is held, a dangling sequence as one U+FFFD; it may complete a stop."""
@@ -126,6 +138,16 @@ class TextStream:
         # Bytes of an incomplete character are one prefix of one: they end up in one character,
         # the next, be it their own or U+FFFD.
         return self._decoded + bool(self._decoder.getstate()[0]) - 1
+
+    def _silence(self) -> None:
+        """Take out what is no text, and the entries of the tokens that lie wholly in it."""
+        for word in self._silent:
+            while (at := self._held.find(word)) >= 0:
+                self._held = self._held[:at] + self._held[at + len(word) :]
+                self._decoded -= len(word)
+                begin = self._emitted + at
+                cut = (each.without(begin, begin + len(word)) for each in self._waiting)
+                self._waiting = deque(each for each in cut if each is not None)
 
     def _stop(self) -> Emitted | None:
         """End the text where a stop string occurs; the earliest start wins."""
