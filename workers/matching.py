@@ -7,6 +7,7 @@ free to come or not, there is no mask until one opens (`opening`): the grammar b
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -19,6 +20,9 @@ from workers.tokenizer import Tokenizer
 
 Mask = NDArray[np.int32]
 """[ceil(vocabulary / 32)]: one bit per token, least significant first, set where it may come."""
+
+GRAMMAR_VERSION = f"1, llguidance {version('llguidance')}"
+"""Part of `system_fingerprint`: raise its number with any change that can change a mask."""
 
 _LIMITS = LLParserLimits(verbose_errors=False)
 

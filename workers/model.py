@@ -11,6 +11,7 @@ from orchestrator.errors import WorkerError
 from orchestrator.settings import Settings
 from workers.chat import ChatTemplate
 from workers.folder import ModelFolder
+from workers.matching import GRAMMAR_VERSION
 from workers.prepare import PREPARE_VERSION
 from workers.runner import RUNTIME_VERSION, Runner
 from workers.sampler import SAMPLER_VERSION
@@ -84,6 +85,7 @@ def _fingerprint(folder: ModelFolder, runner: Runner) -> str:
         folder.digest(),
         PREPARE_VERSION,
         SAMPLER_VERSION,
+        GRAMMAR_VERSION,
         RUNTIME_VERSION,
         runner.device,
         runner.threads,
