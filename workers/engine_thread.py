@@ -85,6 +85,7 @@ class EngineThread(threading.Thread):
         )
         self._nudged, self._stopping = threading.Event(), threading.Event()
         self._registered = False
+        self._cut_off: list[tuple[int, int]] | None = None  # what was held as the database went
         self._claim_at = self._seen_at = self._suspects_at = 0.0
         self._stepping_since: float | None = None
         self._rate: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
@@ -152,12 +153,15 @@ class EngineThread(threading.Thread):
             log.warning("database.away id=%s error=%s", self.worker_id, error)
             self._engine.close()
             self._blame.forget()
-            self._recorder.forget()
+            self._cut_off = [*(self._cut_off or ()), *self._recorder.forget()]
             self._registered = False
             self._stopping.wait(self._settings.poll_seconds)
 
     def _turn(self) -> None:
         self._show_life()
+        if self._cut_off is not None:
+            store.excuse(self._db, self.worker_id, self._cut_off)
+            self._cut_off = None
         self._claim()
         if self._engine.idle:
             self._flush()

@@ -159,9 +159,14 @@ class Recorder:
         self.flush()
         self._give_back(list(self._open.values()), error)
 
-    def forget(self) -> None:
-        """Drop what is open: the leases are over, and whatever was not flushed is computed anew."""
+    def forget(self) -> list[tuple[int, int]]:
+        """Drop what is open: the leases are over, and whatever was not flushed is computed anew.
+
+        (request_id, epoch) of each.
+        """
+        pairs = [(each.claimed.request_id, each.claimed.epoch) for each in self._open.values()]
         self._open.clear()
+        return pairs
 
     def _give_back(self, requests: Sequence[_Open], error: WorkerError | None) -> None:
         pairs = [(each.claimed.request_id, each.claimed.epoch) for each in requests]

@@ -92,7 +92,7 @@ def claim(
     A suspect, claimed before without one new token, is only taken when `alone` says that every
     request the worker holds has brought a token that is flushed, and then as the only one: if its
     worker dies now, nobody else is suspected. A suspect claimed MAX_IDLE_ATTEMPTS times without
-    one new token is failed with the code `poison` instead.
+    one new token, those that were excused left out, is failed with the code `poison` instead.
     """
     if limit < 1:
         return []
@@ -129,7 +129,7 @@ def _suspect(tx: Connection, jobs: Sequence[Turn]) -> tuple[Turn, int] | None:
     """The first suspect of the job whose turn it is, locked; the poisonous on the way fail."""
     for job in jobs:
         while (row := turns.next_suspect(tx, job)) is not None:
-            if row.idle_attempts < MAX_IDLE_ATTEMPTS:
+            if row.counting < MAX_IDLE_ATTEMPTS:
                 return job, row.id
             _fail_poison(tx, row.id)
     return None

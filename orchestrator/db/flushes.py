@@ -273,6 +273,7 @@ _REQUEST = (
     .where(RequestRow.id == bindparam("b_id"))
     .values(
         idle_attempts=func.coalesce(bindparam("b_idle", type_=Integer), RequestRow.idle_attempts),
+        excused=case((bindparam("b_new", type_=Boolean), 0), else_=RequestRow.excused),
         failures=case((bindparam("b_new", type_=Boolean), 0), else_=RequestRow.failures),
         system_fingerprint=func.coalesce(
             bindparam("b_fingerprint", type_=String), RequestRow.system_fingerprint

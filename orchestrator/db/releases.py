@@ -73,6 +73,27 @@ def release(
         return _send_back(tx, held, idle_attempts=kept, error=error, delay=delay)
 
 
+def excuse(db: Database, worker_id: str, claims: Iterable[tuple[int, int]]) -> None:
+    """A worker that was cut off from the database is back: its attempts are nobody's fault.
+
+    What it held, (request_id, epoch) pairs, or claimed without hearing of it comes back as by
+    `release`; where others hold it by now, one of the idle attempts counts as `excused`.
+    """
+    idle = RequestRow.idle_attempts
+    fewer = case((idle > 0, idle - 1), else_=idle)
+    if pairs := dict(claims):
+        among = RequestRow.id.in_(pairs)
+        held, epoch = update(RequestRow).where(among), case(pairs, value=RequestRow.id)
+        ours = held.where(RequestRow.epoch == epoch, RequestRow.state == QUEUED)
+        theirs = held.where(RequestRow.epoch > epoch, RequestRow.finished_at.is_(None), idle > 0)
+        with db.write() as tx:
+            tx.execute(select(RequestRow.id).where(among).order_by(RequestRow.id).with_for_update())
+            tx.execute(ours.values(idle_attempts=fewer))
+            tx.execute(theirs.values(excused=RequestRow.excused + 1))
+    with db.write() as tx:
+        _send_back(tx, RequestRow.worker_id == worker_id, idle_attempts=fewer)
+
+
 def release_expired(db: Database) -> int:
     """Give back what no worker renewed in time; return how many requests."""
     with db.write() as tx:

@@ -18,6 +18,7 @@ from orchestrator.db.plans import insert_job, remove_unplanned
 from orchestrator.db.releases import (
     DEADLINE,
     LATE,
+    excuse,
     forget_workers,
     release,
     release_expired,
@@ -174,6 +175,7 @@ def retry_failed(db: Database, job_id: str) -> int:
             .values(
                 state=QUEUED,
                 idle_attempts=0,
+                excused=0,
                 failures=0,
                 retry_at=None,
                 error_code=None,
@@ -270,6 +272,7 @@ __all__ = [
     "WorkerInfo",
     "cancel_job",
     "claim",
+    "excuse",
     "expire_deadlines",
     "flush",
     "forget_workers",

@@ -223,7 +223,9 @@ class ItemRow(Row):
 class RequestRow(Row):
     """One item at one point. `epoch` is the fence: a claim raises it, every write names it.
 
-    `end_user` is the parameter `user`; `warnings` say what of the request could not be kept to.
+    `idle_attempts` are claims in a row without one new token; `excused` is how many of these ended
+    with the database away. `end_user` is the parameter `user`; `warnings` say what of the request
+    could not be kept to.
     """
 
     __tablename__ = "requests"
@@ -237,6 +239,7 @@ class RequestRow(Row):
     n: Mapped[int]
     attempt: Mapped[int] = mapped_column(server_default="0")
     idle_attempts: Mapped[int] = mapped_column(server_default="0")
+    excused: Mapped[int] = mapped_column(server_default="0")
     leased_until: Mapped[datetime | None] = mapped_column(Instant)
     worker_id: Mapped[str | None] = mapped_column(String(200))
     error_code: Mapped[str | None] = mapped_column(String(64))

@@ -200,7 +200,7 @@ def _waiting(condition: str) -> Select[Any]:
         .scalar_subquery()
     )
     return (
-        select(RequestRow.id, RequestRow.idle_attempts, unfinished.label("unfinished"))
+        select(RequestRow.id, _COUNTING, unfinished.label("unfinished"))
         .where(
             RequestRow.job_id == bindparam("b_job_id"),
             text(condition),
@@ -212,6 +212,9 @@ def _waiting(condition: str) -> Select[Any]:
         .with_for_update(skip_locked=True, of=RequestRow)
     )
 
+
+# Those that may be its own doing.
+_COUNTING = (RequestRow.idle_attempts - RequestRow.excused).label("counting")
 
 # Built once: every idle worker asks once a second.
 _READY, _SUSPECT = _waiting(READY), _waiting(SUSPECT)

@@ -27,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 KEPT = ROOT / "build"
+WAIT_SECONDS = "600"  # what three tests at a time may need until dozens of jobs are done
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout", "7200")
 LONGEST = ("thousand", "PostgreSQL down", "Redis frozen", "five_hundred", "poison", "many_trans")
 
@@ -85,7 +86,7 @@ def _alone(test: str, kept: Path) -> bool:
 
 
 def _env(table: Path) -> Mapping[str, str]:
-    return {**os.environ, "FAULT_TABLE": str(table)}
+    return {"FAULT_WAIT_SECONDS": WAIT_SECONDS, **os.environ, "FAULT_TABLE": str(table)}
 
 
 def read(files: Iterable[Path]) -> list[dict[str, Any]]:

@@ -203,6 +203,48 @@ def test_an_error_leaves_a_suspect_but_is_no_poison(db: Database) -> None:
     assert views.request(db, first.request_id).idle_attempts == 1
 
 
+def test_a_database_that_is_away_makes_nobody_a_suspect(db: Database) -> None:
+    """Again and again: sent back by others or not, heard of or not."""
+    store.insert_job(db, small_plan(4, (0,)))
+    for _ in range(6):
+        known = claim_some(db, 2, worker="w")
+        assert len(known) == 2 and claim_some(db, 1, worker="w"), "its answer was lost"
+        first = f"UPDATE requests SET leased_until = '2020-01-01' WHERE id = {known[0].request_id}"
+        run(db, first)
+        assert store.release_expired(db) == 1
+        store.excuse(db, "w", pairs(known))
+        assert rows(db, "SELECT DISTINCT state, idle_attempts FROM requests") == [("queued", 0)]
+
+
+def test_an_attempt_is_excused_also_when_another_holds_the_request(db: Database) -> None:
+    store.insert_job(db, small_plan(1, (0,)))
+    held = claim_some(db)
+    for _ in range(9):
+        crash(db)
+        by_other = claim_some(db)
+        assert by_other, "no poison: every attempt but this one was excused"
+        store.excuse(db, "not seen again", pairs(held))
+        held = by_other
+    for _ in range(2):  # those whose worker never comes back count
+        crash(db)
+        assert claim_some(db)
+    crash(db)
+    assert claim_some(db) == []
+    assert views.request(db, held[0].request_id).error_code == "poison"
+
+
+def test_excuses_end_with_a_token(db: Database) -> None:
+    store.insert_job(db, small_plan(1, (0,)))
+    first = claim_some(db)
+    crash(db)
+    (second,) = claim_some(db)
+    store.excuse(db, "not seen again", pairs(first))
+    assert rows(db, "SELECT idle_attempts, excused FROM requests") == [(2, 1)]
+    flush(db, [write(second, 0, (1,), "a")], lease_seconds=60)
+    store.excuse(db, "not seen again", pairs(first))
+    assert rows(db, "SELECT idle_attempts, excused FROM requests") == [(0, 0)]
+
+
 def test_a_waiting_suspect_counts_in_max_parallel(db: Database) -> None:
     store.insert_job(db, small_plan(4, (0,), limits="max_parallel: 2"))
     claim_some(db, 1)
