@@ -46,6 +46,7 @@ class Known:
     epoch: int = 0
     holder: int | None = None  # the epoch of the claim that may write
     idle: int = 0
+    excused: int = 0
     failures: int = 0
 
 
@@ -82,7 +83,7 @@ class Store(RuleBasedStateMachine):
             assert claimed.epoch > known.epoch
             assert claimed.choices[0].token_ids.tolist() == known.tokens
             known.holder, known.idle = claimed.epoch, known.idle + 1
-            assert claimed.idle_attempts == known.idle <= POISON
+            assert claimed.idle_attempts == known.idle <= POISON + known.excused
         if any(claimed.suspect for claimed in got):
             assert alone
             assert len(got) == 1
@@ -102,7 +103,7 @@ class Store(RuleBasedStateMachine):
             assert everything(self.db) == before
             return
         known.tokens.append(token)
-        known.idle = known.failures = 0
+        known.idle = known.excused = known.failures = 0
         if end or flushed.cancelled:
             self.let_go(claimed.request_id)
         if twice:
@@ -148,6 +149,16 @@ class Store(RuleBasedStateMachine):
             assert found.error_code == ("worker_error" if over else "x")
             assert (found.retry_at is not None) == (delay and not over)
 
+    @rule(claimed=claims)
+    def excuse(self, claimed: Claimed) -> None:
+        """Its worker was cut off from the database, and says so now."""
+        known, found = self.known[claimed.request_id], views.request(self.db, claimed.request_id)
+        store.excuse(self.db, "cut off", [(claimed.request_id, claimed.epoch)])
+        if found.state == "queued" and found.epoch == claimed.epoch:
+            known.idle = max(known.idle - 1, 0)
+        elif found.finished_at is None and found.epoch > claimed.epoch and known.idle:
+            known.excused += 1
+
     @rule()
     def delays_pass(self) -> None:
         run(self.db, "UPDATE requests SET retry_at = created_at WHERE retry_at IS NOT NULL")
@@ -188,7 +199,8 @@ class Store(RuleBasedStateMachine):
             assert views.job(self.db, self.jobs[which]).cancelled_at is not None
             return
         for request_id in failed:
-            self.known[request_id].idle = self.known[request_id].failures = 0
+            known = self.known[request_id]
+            known.idle = known.excused = known.failures = 0
 
     @rule(really=st.integers(0, 9), which=st.integers(0, 1))
     def cancel(self, really: int, which: int) -> None:
@@ -226,18 +238,19 @@ class Store(RuleBasedStateMachine):
         parallel: Counter[str] = Counter()
         found = rows(
             self.db,
-            "SELECT id, job_id, state, epoch, idle_attempts, failures, retry_at, leased_until "
-            "FROM requests",
+            "SELECT id, job_id, state, epoch, idle_attempts, excused, failures, retry_at, "
+            "leased_until FROM requests",
         )
         assert len(found) == len(self.known)
-        for request_id, job_id, state, epoch, idle, failures, retry_at, leased_until in found:
+        for request_id, job_id, state, epoch, idle, excused, failures, retry_at, lease in found:
             known = self.known[request_id]
             assert epoch >= known.epoch
             known.epoch = epoch
             assert known.holder == (epoch if state == "running" else None)
-            assert (leased_until is not None) == (state == "running")
+            assert (lease is not None) == (state == "running")
             assert retry_at is None or state == "queued"
-            assert (idle, failures) == (known.idle, known.failures)
+            assert (idle, excused) == (known.idle, known.excused)
+            assert failures == known.failures
             parallel[job_id] += state == "running"
         assert parallel[self.jobs[1]] <= MAX_PARALLEL
         for job_id in self.jobs:
