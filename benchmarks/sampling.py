@@ -15,7 +15,8 @@ import tokenizers
 from numpy.typing import NDArray
 
 from workers.constraint import Grammar, Grammars, Matcher, Shape
-from workers.sampler import Sampled, SamplerRow, Sampling, sample, uniform
+from workers.philox import uniform
+from workers.sampler import Sampled, SamplerRow, Sampling, sample
 from workers.tokenizer import Tokenizer
 
 KINDS = {

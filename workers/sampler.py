@@ -12,13 +12,13 @@ the batch, nor the slot, nor a resumption can change it.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.errors import RequestError
+from workers.drawing import Logits, draw, most_probable, sum_of_weights
+from workers.philox import uniform
 
 SAMPLER_VERSION = 1
 """Part of `system_fingerprint`: raise it with any change that can change a token."""
@@ -26,15 +26,7 @@ SAMPLER_VERSION = 1
 GREEDY_BELOW = 1e-5
 LOWEST_LOGPROB = -9999.0
 
-_COMMON = (2e-4, 1e-5, 5e-7)  # probabilities: in a peaked row few tokens have as much
-_TERMS = 64  # of a float32 sum
-_AHEAD = 32  # positions whose random numbers are made together
-_SMALL = 2048  # a row whose whole list is sorted sooner than its head is found
-_BLOCKS = 2048  # whose maxima bound the gap of the n most probable tokens
 _FEW = 8  # a mask that allows less than one token in so many makes the row a shorter one
-
-Logits = NDArray[np.float32]
-_Side = Literal["left", "right"]  # a sum is reached, or exceeded
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,24 +92,6 @@ class Sampled:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def uniform(seed: int, choice: int, position: int) -> float:
-    """The random number of a choice's token at `position`: float64 in [0, 1), 53 bits.
-
-    First output of Philox4x64-10 (Salmon et al. 2011, as in numpy) with the key
-    (seed mod 2**64, choice) and the counter `position`.
-    """
-    return _numbers(seed % 2**64, choice, position // _AHEAD)[position % _AHEAD]
-
-
-@lru_cache(maxsize=4096)
-def _numbers(seed: int, choice: int, block: int) -> list[float]:
-    """_AHEAD positions' numbers: a generator costs as much for one. Four outputs a counter."""
-    key = np.array([seed, choice], dtype=np.uint64)
-    raw = np.random.Philox(key=key, counter=block * _AHEAD).random_raw(4 * _AHEAD)[::4]
-    numbers: list[float] = ((raw >> np.uint64(11)) * 2.0**-53).tolist()
-    return numbers
-
-
 def sample(
     logits: Logits, rows: Sequence[SamplerRow], vocab_size: int
 ) -> list[Sampled | RequestError]:
@@ -129,7 +103,7 @@ def sample(
     """
     known = logits[:, :vocab_size]
     # Memory that all rows share: arrays of this size cost more to get than to fill.
-    room = np.empty((3, known.shape[1]), dtype=np.float32)
+    room = np.empty((2, known.shape[1]), dtype=np.float32)
     with np.errstate(over="ignore"):  # the gap to a logit like -3e38 may become infinite
         return [
             _sample_row(raw, row, place, room)
@@ -149,7 +123,8 @@ def score(logits: Logits, row: SamplerRow, token: int, vocab_size: int) -> Sampl
     if not row.sampling.logprobs:
         return Sampled(token)
     with np.errstate(over="ignore"):
-        return _with_logprobs(raw, peak, np.exp(raw - peak), token, row.sampling.top_logprobs)
+        total = sum_of_weights(raw, peak, 1.0, np.empty_like(raw))
+        return _with_logprobs(raw, peak, total, token, row.sampling.top_logprobs)
 
 
 def _not_finite(largest: np.float32, place: int) -> RequestError:
@@ -157,7 +132,7 @@ def _not_finite(largest: np.float32, place: int) -> RequestError:
 
 
 def _sample_row(raw: Logits, row: SamplerRow, place: int, room: Logits) -> Sampled | RequestError:
-    """`room` is float32 [3, len(raw)]: for the adjusted row, its weights, the model's own."""
+    """`room` is float32 [2, len(raw)]: for the adjusted row, and for weights."""
     token = int(raw.argmax())  # the first of a tie; a NaN, where there is one
     peak = raw[token]
     if not math.isfinite(peak):
@@ -168,18 +143,16 @@ def _sample_row(raw: Logits, row: SamplerRow, place: int, room: Logits) -> Sampl
         token = int(x.argmax()) if x.size else 0
         if not x.size or not math.isfinite(x[token]):
             return RequestError("no_token_allowed", f"row {place}: the mask allows no token")
-    is_drawn = sampling.temperature >= GREEDY_BELOW and sampling.top_p > 0
-    if is_drawn:
-        gap = np.subtract(x, x[token], out=room[1, : x.size])
-        weight = _weighed(gap, sampling.temperature)
+    own = sum_of_weights(raw, peak, 1.0, room[1]) if sampling.logprobs else None
+    if sampling.temperature >= GREEDY_BELOW and sampling.top_p > 0:
+        total = own if x is raw and sampling.temperature == 1 else None
         u = uniform(sampling.seed, row.choice, row.position)
-        token = _draw(x, x[token], weight, sampling.temperature, sampling.top_p, u)
+        scratch = room[1, : x.size]
+        token = draw(x, x[token], sampling.temperature, sampling.top_p, u, scratch, total)
     token = token if ids is None else int(ids[token])
-    if not sampling.logprobs:
+    if own is None:
         return Sampled(token)
-    if not is_drawn or x is not raw or sampling.temperature != 1:
-        weight = _weighed(np.subtract(raw, peak, out=room[2]), 1.0)
-    return _with_logprobs(raw, peak, weight, token, sampling.top_logprobs)
+    return _with_logprobs(raw, peak, own, token, sampling.top_logprobs)
 
 
 def _is_adjusted(row: SamplerRow) -> bool:
@@ -212,108 +185,15 @@ def _adjusted(raw: Logits, row: SamplerRow, x: Logits) -> tuple[Logits, NDArray[
     return x, None
 
 
-def _weighed(gap: Logits, temperature: float) -> Logits:
-    """exp(gap / temperature), in place."""
-    if temperature != 1:
-        np.divide(gap, np.float32(temperature), out=gap)
-    return np.exp(gap, out=gap)
-
-
-def _draw(
-    x: Logits, peak: np.float32, weight: Logits, temperature: float, top_p: float, u: float
-) -> int:
-    """One token by inverse CDF over the tokens in order of probability (steps 7 to 10).
-
-    A logit's gap is what it has less than the largest (<= 0), `weight` exp(gap / temperature), both
-    float32; sums of weights are float64. Of the list sorted by (gap descending, id) only the head
-    matters that holds `share` of the mass. A head is all tokens within some reach; one that holds
-    enough gives the very numbers of the full list, since its running sums are the same. The total
-    is rough until its error could change the outcome: no token depends on these shortcuts.
-    """
-    is_nucleus = top_p < 1  # which ends where its mass is reached; a draw exceeds it
-    share = top_p if is_nucleus else u
-    side: _Side = "left" if is_nucleus else "right"
-    total, slack = _rough_total(weight)
-    shortcuts = (*_COMMON, (1 - share) / (2 * weight.size)) if weight.size > _SMALL else ()
-    for least in (*shortcuts, 0.0):
-        reach = temperature * math.log(least * total) if least else -math.inf
-        ids, gap = _within(x, peak, reach)
-        if ids is not None and weight[ids].sum(dtype=np.float64) < share * total - slack:
-            continue
-        order = np.sort(gap)[::-1]
-        mass = _weighed(order.copy(), temperature).cumsum(dtype=np.float64)
-        if slack and _is_in_doubt(mass, share * total, slack, side):
-            total, slack = float(weight.sum(dtype=np.float64)), 0.0
-        place = int(mass.searchsorted(share * total, side))
-        if place < mass.size:
-            break
-    place = min(place, int(mass.searchsorted(mass[-1])))  # rounding: the last that adds
-    if is_nucleus:
-        place = min(place, int(mass.searchsorted(u * mass[place], "right")))
-    # Only the gaps were sorted: the id follows from the gap and its rank among equals.
-    rank = place - int(np.count_nonzero(gap > order[place]))
-    found = int(np.flatnonzero(gap == order[place])[rank])
-    return found if ids is None else int(ids[found])
-
-
-def _is_in_doubt(mass: NDArray[np.float64], target: float, slack: float, side: _Side) -> bool:
-    """Whether `slack` more or less changes where in the running sums `target` falls."""
-    low, high = mass.searchsorted([target - slack, target + slack], side)
-    return bool(low != high)
-
-
-def _rough_total(weight: Logits) -> tuple[float, float]:
-    """The sum of all weights in a quarter of the time, and how far it may be off.
-
-    _TERMS float32 terms >= 0 sum up to within _TERMS * 2**-24 of their sum, in whatever order.
-    """
-    if weight.size <= _SMALL:
-        return float(weight.sum(dtype=np.float64)), 0.0
-    whole = weight.size // _TERMS * _TERMS
-    columns = weight[:whole].reshape(_TERMS, -1).sum(axis=0)
-    total = float(columns.sum(dtype=np.float64) + weight[whole:].sum(dtype=np.float64))
-    return total, total * _TERMS * 2.0**-23
-
-
-def _within(x: Logits, peak: np.float32, reach: float) -> tuple[NDArray[np.intp] | None, Logits]:
-    """All tokens whose gap is at least `reach`, and their gaps; None: any, since most are."""
-    # The logit that lies `reach` below the peak, and a little lower, as the sum is rounded.
-    least = float(peak) + reach - 2.0**-20 * (abs(float(peak)) - reach)
-    near = x >= least
-    if reach == -math.inf or 2 * np.count_nonzero(near) > x.size:
-        return None, x - peak
-    ids = np.flatnonzero(near)
-    gap = x[ids] - peak
-    kept = gap >= reach
-    return ids[kept], gap[kept]
-
-
-def _with_logprobs(x: Logits, peak: np.float32, weight: Logits, token: int, n_top: int) -> Sampled:
+def _with_logprobs(x: Logits, peak: np.float32, total: float, token: int, n_top: int) -> Sampled:
     """The sampled token with its log-softmax and those of the `n_top` most probable.
 
-    `x` are the model's own logits, `peak` their largest, `weight` exp(x - peak).
+    `x` are the model's own logits, `peak` their largest, `total` the sum of exp(x - peak).
     """
-    log_total = math.log(weight.sum(dtype=np.float64))
+    log_total = math.log(total)
 
     def logprob(of: int) -> float:
         return max(float(x[of] - peak) - log_total, LOWEST_LOGPROB)
 
-    top = _most_probable(x, peak, n_top) if n_top else []
+    top = most_probable(x, peak, n_top) if n_top else []
     return Sampled(token, logprob(token), tuple((each, logprob(each)) for each in top))
-
-
-def _most_probable(x: Logits, peak: np.float32, n: int) -> list[int]:
-    """The `n` tokens with the smallest gaps, by (gap descending, id)."""
-    ids, gap = _within(x, peak, _reach_of(x, n) - float(peak))
-    first = np.argsort(-gap, kind="stable")[:n]
-    found: list[int] = (first if ids is None else ids[first]).tolist()
-    return found
-
-
-def _reach_of(x: Logits, n: int) -> float:
-    """A logit that at least `n` tokens reach (if there are as many), and few more."""
-    if n >= x.size:
-        return -math.inf
-    if x.size >= 2 * _BLOCKS >= 2 * n:
-        x = x[: x.size // _BLOCKS * _BLOCKS].reshape(-1, _BLOCKS).max(axis=0)
-    return float(np.partition(x, -n)[-n])

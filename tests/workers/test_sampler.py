@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import RequestError
 from tests.sampling_law import along, bits, chi_square_z, tokens_of
-from workers.sampler import Sampled, SamplerRow, Sampling, sample, score, uniform
+from workers.drawing import rough_sum, sum_of_weights
+from workers.philox import uniform
+from workers.sampler import Sampled, SamplerRow, Sampling, sample, score
 
 REAL_VOCABULARY = 151_936
+POWERS = {"exp2": (np.exp2, 2.0), "exp": (np.exp, math.e)}  # of which a machine uses one
 
 
 def one(logits: Sequence[float], row: SamplerRow) -> Sampled | RequestError:
@@ -158,6 +161,32 @@ def test_the_ends_of_the_random_range(
             assert tokens_of(x[None], [SamplerRow(sampling)], x.size) == [expected], kind
 
 
+@pytest.fixture(params=POWERS)
+def power(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the ways to a rough total, on any machine."""
+    function, base = POWERS[request.param]
+    monkeypatch.setattr("workers.drawing._power", function)
+    monkeypatch.setattr("workers.drawing._BASE", base)
+
+
+@pytest.mark.usefixtures("power")
+@pytest.mark.parametrize("size", [2_049, 30_001, REAL_VOCABULARY])
+def test_a_rough_sum_is_as_near_as_it_says(size: int) -> None:
+    rng = np.random.default_rng(size)
+    print(f"seed {size}")
+    for kind, values in row_kinds(rng, size).items():
+        for largest in (-39.0, 0.0, 18.3, 39.9, 500.0):
+            x = (values - values.max() + largest).astype(np.float32)
+            peak, room = x.max(), np.empty_like(x)
+            for temperature in (0.05, 0.7, 1.0, 2.0):
+                with np.errstate(over="ignore"):
+                    rough, slack = rough_sum(x, peak, temperature, room)
+                    exact = sum_of_weights(x, peak, temperature, room)
+                assert abs(rough - exact) <= slack, (kind, largest, temperature)
+                assert slack < exact * 1.2e-5, (kind, largest, temperature)
+
+
+@pytest.mark.usefixtures("power")
 @pytest.mark.parametrize("top_p", [0.9, 1.0])
 @pytest.mark.parametrize("kind", ["flat", "peaked", "tied", "steep"])
 def test_numbers_on_the_edge_of_two_tokens(
