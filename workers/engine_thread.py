@@ -256,6 +256,7 @@ class EngineThread(threading.Thread):
         store.see_worker(
             self._db,
             self.worker_id,
+            slots=state.slots,
             slots_used=state.slots_used,
             tokens_per_second=state.tokens_per_second,
             memory_bytes=resident_bytes(),

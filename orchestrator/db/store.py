@@ -74,12 +74,14 @@ def see_worker(
     db: Database,
     worker_id: str,
     *,
+    slots: int | None = None,
     slots_used: int | None = None,
     tokens_per_second: float | None = None,
     memory_bytes: int | None = None,
 ) -> None:
     """The worker is alive: its heartbeat, on the database's clock, with what it measured.
 
+    `slots`: how many it has now, where that has changed since it was registered.
     A worker that had been given up for dead (`forget_workers`) counts as one again.
     """
     with db.write() as tx:
@@ -89,6 +91,7 @@ def see_worker(
             .values(
                 seen_at=now(),
                 stopped_at=None,
+                slots=WorkerRow.slots if slots is None else slots,
                 slots_used=slots_used,
                 tokens_per_second=tokens_per_second,
                 memory_bytes=memory_bytes,

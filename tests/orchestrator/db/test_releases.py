@@ -284,3 +284,7 @@ def test_what_a_worker_reports_is_shown(db: Database) -> None:
     store.see_worker(db, "w", slots_used=3, tokens_per_second=81.5, memory_bytes=2**33)
     (seen,) = views.workers(db)
     assert (seen.slots_used, seen.tokens_per_second, seen.memory_bytes) == (3, 81.5, 2**33)
+    assert seen.slots == 4
+    store.see_worker(db, "w", slots=2)
+    (halved,) = views.workers(db)
+    assert halved.slots == 2
