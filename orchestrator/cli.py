@@ -209,10 +209,12 @@ def _check_at_door(made: Plan, loaded: LoadedModel) -> None:
 def plan(file: FileArgument, as_json: JsonOption = False) -> None:
     """Show what would run: cells, requests, an upper bound of tokens. Writes nothing.
 
+    What `submit` would refuse is refused here too.
     Example: penstock plan jobs/quickstart.yaml --json
     """
-    made = read_plan(file)
-    described = describe(made, context=_context(made.spec.model, Settings.from_env()))
+    made, settings = read_plan(file), Settings.from_env()
+    control.check_at_door(made, None, settings)
+    described = describe(made, context=_context(made.spec.model, settings))
     print_json(described) if as_json else terminal.print_plan(described)
 
 

@@ -56,7 +56,7 @@ def submit(
     """
     settings = Settings.from_env()
     made = read_plan(file)
-    _check_at_door(made, model, settings)
+    check_at_door(made, model, settings)
     with Database.open(settings.database_url) as db, closing(Queue(settings)) as queue:
         say(lifecycle.submit(db, made, queue))
         name = made.spec.model
@@ -163,7 +163,7 @@ def _stopped_by_signals() -> threading.Event:
     return stopped
 
 
-def _check_at_door(made: Plan, model: str | None, settings: Settings) -> None:
+def check_at_door(made: Plan, model: str | None, settings: Settings) -> None:
     """What only the model's files can tell, where they are at hand. Raises SpecError, NotFound."""
     from workers.door import check_plan
     from workers.folder import find_model
