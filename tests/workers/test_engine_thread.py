@@ -220,6 +220,35 @@ def test_a_database_that_is_away_is_waited_for_by_a_worker_of_the_fleet(
         assert thread.error is None
 
 
+def test_however_often_the_database_goes_away_nobody_is_poison(
+    db: Database, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submit(db)
+    away, flush = threading.Event(), store.flush
+    away.set()
+
+    def cut_off(*args: Any, **kwargs: Any) -> store.Flushed:
+        if away.is_set():
+            raise WorkerError("database", "connection refused")
+        return flush(*args, **kwargs)
+
+    monkeypatch.setattr(store, "flush", cut_off)
+
+    def often() -> bool:
+        store.release_expired(db)
+        return max(column(db, job_id, "attempt")) >= 6 or over()
+
+    def over() -> bool:
+        return views.job_status(db, job_id).state in ("succeeded", "partial", "failed")
+
+    settings = replace(SETTINGS, lease_seconds=0.2)
+    with at_work(db, tiny, nothing, settings=settings, lasting=True):
+        wait(often)
+        away.clear()
+        wait(over)
+    assert {state for state, _ in states(db, job_id).values()} == {"succeeded"}
+
+
 class SlowTemplate:
     """Renders like another one, but takes its time."""
 
