@@ -221,6 +221,12 @@ class Stage:
         self.wait(lambda: self.over, "end of the jobs", seconds)
         self.wait(lambda: not self._pending, "recovery")
 
+    def prove(self) -> None:
+        """Wait until no request has been claimed twice in vain: what whole fleets die of three
+        times, without a new token, is poison by definition, guilty or not."""
+        twice = "SELECT count(*) FROM requests WHERE finished_at IS NULL AND idle_attempts > 1"
+        self.wait(lambda: self.query(twice) == [(0,)], "end of suspicion")
+
     def kill(self, worker: Process, sign: int = signal.SIGKILL) -> None:
         """Kill, and count it as recovered when all that it held is in other hands."""
         self.fault(self.held(worker))

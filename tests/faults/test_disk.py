@@ -129,6 +129,7 @@ def _play(stage: Stage, golden: Result, times: int, trouble: Trouble) -> None:
     with stage.working(2):
         for _ in range(times):
             stage.amid_work(stage.rng.randrange(20, 150))
+            stage.prove()
             before = _complaints(stage)
             with trouble():
                 time.sleep(FULL_SECONDS)

@@ -69,15 +69,14 @@ def kills(stage: Stage, golden: Result, times: int) -> None:
 def points(stage: Stage, golden: Result, times: int) -> None:
     """A guest that kills itself at each point in turn, while another worker goes on.
 
-    A request that three of them die of without a new token would be poison, by what poison is: so
-    each comes when no request is suspected any more.
+    The same request is not among those of three dead guests in a row; see `Stage.prove`.
     """
     stage.submit()
     with stage.working(1) as fleet:
         for point in WORKER_POINTS:
             stage.next_row(f"kill -9 at {point}")
             for _ in range(times):
-                stage.wait(lambda: _nobody_suspected(stage), "end of suspicion")
+                stage.prove()
                 first = stage.rng.randrange(1, 12) if point.startswith("commit") else 1
                 guest = fleet.join(FAULT_AT=f"{point}:{first}")
                 stage.wait(lambda guest=guest: guest.ended.is_set() or stage.keep_busy(), point)
@@ -107,8 +106,3 @@ def zombies(stage: Stage, golden: Result, times: int) -> None:
         if any(epochs[request] > epoch for request, epoch in held):
             stage.wait(lambda: fleet.count("request.lost") > 0, "line of a lost request")
     stage.check(golden)
-
-
-def _nobody_suspected(stage: Stage) -> bool:
-    wanted = "SELECT count(*) FROM requests WHERE state = 'queued' AND idle_attempts > 0"
-    return stage.query(wanted) == [(0,)]
