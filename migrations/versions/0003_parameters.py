@@ -29,13 +29,13 @@ def upgrade() -> None:
     )
 
 
-def _counter(name: str) -> sa.Column[int]:
-    return sa.Column(name, sa.Integer(), nullable=False, server_default="0")
-
-
 def downgrade() -> None:
     op.drop_index("ix_requests_end_user", table_name="requests")
     for name in ("warnings", "end_user", "excused"):
         op.drop_column("requests", name)
     for name in ("position", "calls"):
         op.drop_column("chunks", name)
+
+
+def _counter(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.Integer(), nullable=False, server_default="0")
