@@ -53,8 +53,8 @@ dataset:
     - {task: "Reverse the word: tangerine"}
 params:
   messages: [{role: user, content: "{{ task }}"}]
-  max_tokens: 48
-  n: 2
+  max_tokens: MAX_TOKENS
+  n: CHOICES
   logprobs: true
   top_logprobs: 2
   stop: ["xq", "zz", "🎉🎈 c"]
@@ -70,10 +70,12 @@ def many(times: int) -> int:
     return min(times, int(os.environ.get("FAULT_TIMES", times)))
 
 
-def job_text(seed: int, seeds: int = 4) -> str:
+def job_text(seed: int, seeds: int = 4, *, max_tokens: int = 48, n: int = 2) -> str:
     """The job; its requests' seeds follow from `seed`."""
     rng = random.Random(seed)
-    return JOB.replace("SEEDS", ", ".join(str(rng.randrange(2**31)) for _ in range(seeds)))
+    drawn = ", ".join(str(rng.randrange(2**31)) for _ in range(seeds))
+    text = JOB.replace("MAX_TOKENS", str(max_tokens)).replace("CHOICES", str(n))
+    return text.replace("SEEDS", drawn)
 
 
 @dataclass(slots=True)

@@ -14,55 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import many
+from tests.faults.harness import job_text, many
+from tests.faults.invariants import LAWS
 from tests.faults.processes import Launcher, Process
 
-JOB = """
-name: kills
-model: tiny
-dataset:
-  items:
-    - {task: "Repeat exactly: Zoë 🙂🚀 ñandú 🎉🎈 crème brûlée 🐙"}
-    - {task: "Repeat exactly: 🙂🙃🙂🙃 à la carte 🎉"}
-    - {task: "What is 31 + 44?"}
-    - {task: "Extract as JSON with keys name, age, city: Anna is 31 years old and lives in Rome."}
-    - {task: "Write in upper case: planetarium"}
-    - {task: "Reverse the word: tangerine"}
-params:
-  messages: [{role: user, content: "{{ task }}"}]
-  max_tokens: 90
-  n: 3
-  logprobs: true
-  top_logprobs: 2
-  stop: ["xq", "zz", "🎉🎈 c"]
-  frequency_penalty: 0.1
-sweep:
-  temperature: [0.7, 1.6]
-  seed: [SEEDS]
-"""
-INVARIANTS = {
-    "chunks are contiguous from 0": """
-        SELECT count(*) FROM (SELECT token_start, coalesce(lag(token_start + n_tokens) OVER
-            (PARTITION BY request_id, choice ORDER BY token_start), 0) AS expected FROM chunks)
-        WHERE token_start <> expected""",
-    "a choice counts its chunks' tokens": """
-        SELECT count(*) FROM choices c WHERE n_tokens <> (SELECT coalesce(sum(k.n_tokens), 0)
-            FROM chunks k WHERE k.request_id = c.request_id AND k.choice = c.choice)""",
-    "a chunk holds four bytes a token": """
-        SELECT count(*) FROM chunks WHERE length(token_ids) <> 4 * n_tokens""",
+INVARIANTS = LAWS | {
     "the text is the chunks' text": """
         SELECT count(*) FROM choices c WHERE text <> (SELECT coalesce(group_concat(t, ''), '') FROM
             (SELECT k.text AS t FROM chunks k WHERE k.request_id = c.request_id
              AND k.choice = c.choice ORDER BY k.token_start))""",
-    "usage equals tokens": """
-        SELECT count(*) FROM requests r WHERE
-            (SELECT sum(completion_tokens) FROM usage u WHERE u.request_id = r.id) <>
-            (SELECT sum(n_tokens) FROM choices c WHERE c.request_id = r.id)""",
     "every request succeeded": "SELECT count(*) FROM requests WHERE state <> 'succeeded'",
     "every choice has its end": "SELECT count(*) FROM choices WHERE finish_reason IS NULL",
-    "requests = items x points": """
-        SELECT abs((SELECT count(*) FROM requests)
-                 - (SELECT count(*) FROM items) * (SELECT count(*) FROM points))""",
 }
 
 
@@ -131,7 +93,7 @@ def check(run: Run, golden: Run) -> None:
 def storm(tmp_path: Path, launcher: Launcher, kills: int, seed: int) -> None:
     print(f"seed {seed}")
     rng = random.Random(seed)
-    job = JOB.replace("SEEDS", ", ".join(str(rng.randrange(2**31)) for _ in range(8)))
+    job = job_text(seed, 8, max_tokens=90, n=3)
     folders = [tmp_path / "golden", tmp_path / "killed"]
     for folder in folders:
         folder.mkdir()
