@@ -8,11 +8,9 @@ rounds. What is sampled, and how, stands in sampling.py; the peer in hf_peer.py.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,9 +18,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from peers import PeerProcess
 from sampling import KINDS, Batch, full_sort, make_grammar, make_logits
 from stopwatch import busy_share
 
@@ -43,38 +41,17 @@ SEED = 7
 OURS, HF, NAIVE = "ours", "HF", "full sort"
 
 
-class Peer:
+class Peer(PeerProcess):
     """transformers in a process of its own."""
 
     def __init__(self, python: Path, threads: int) -> None:
-        self._process = subprocess.Popen(
-            [str(python), str(PEER), "--threads", str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.versions: dict[str, str] = self._read()["versions"]
+        super().__init__(python, PEER, "--threads", str(threads))
 
     def steps(self, kind: str, logits: Path, mask: Path | None) -> list[float]:
         """Seconds of STEPS steps."""
         command = {"kind": kind, "logits": str(logits), "steps": STEPS}
-        asked = command | ({"mask": str(mask)} if mask else {})
-        assert self._process.stdin is not None
-        print(json.dumps(asked), file=self._process.stdin, flush=True)
-        return [float(each) for each in self._read()["seconds"]]
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{PEER.name} ended with status {self._process.wait()}")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
+        reply = self.ask(command | ({"mask": str(mask)} if mask else {}))
+        return [float(each) for each in reply["seconds"]]
 
 
 # --- turns ----------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ none of them. Knows nothing of rounds, ratios or tables.
 
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers import PeerProcess
 from sqlalchemy import text
 from stopwatch import Stopwatch, busy_cpu_seconds, own_cpu_seconds
 
@@ -147,39 +147,18 @@ def _persisted(db: Database, requests: int) -> list[list[int]]:
     return list(found.values())
 
 
-class Peer:
+class Peer(PeerProcess):
     """onnxruntime-genai in a process of its own, its model loaded once."""
 
     def __init__(self, python: Path, folder: Path, threads: int) -> None:
-        self._process = subprocess.Popen(
-            [str(python), str(PEER), str(folder), "--threads", str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.versions: dict[str, str] = self._read()["versions"]
+        super().__init__(python, PEER, str(folder), "--threads", str(threads))
 
     def __call__(self, load: Load) -> Measured:
         command = {"prompts": load.prompts, "batch": load.slots, "new_tokens": load.new_tokens}
-        asked, busy = json.dumps(command), busy_cpu_seconds()
-        assert self._process.stdin is not None
-        print(asked, file=self._process.stdin, flush=True)
-        reply = self._read()
+        busy = busy_cpu_seconds()
+        reply = self.ask(command)
         others = _others(busy, float(reply["cpu_seconds"]), float(reply["seconds"]))
         return Measured(float(reply["seconds"]), reply["tokens"], Stopwatch(), others)
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{PEER.name} ended with status {self._process.wait()}")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
 
 
 # --- where the time goes --------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Whether a text is what a JSON Schema asks for; the only file that imports `jsonschema`.
+"""Whether a text is what a JSON Schema asks for.
 
 Knows nothing of tokens or grammars. Nothing is ever fetched for a `$ref`, and no pattern can hold
 a worker up: what takes longer than a moment to match counts as matching.
