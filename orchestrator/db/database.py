@@ -178,6 +178,9 @@ class Database:
             raise WorkerError("database", f"{self._shown}: {_reason(error)}") from error
         except PoolTimeoutError as error:
             raise WorkerError("database", f"{self._shown}: no free connection") from error
+        except (KeyboardInterrupt, SystemExit) as error:
+            clear_frames(error.__traceback__)  # nor may it keep its transaction, and the lock
+            raise
 
 
 def migrations() -> Path:

@@ -231,9 +231,11 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_tokens(
 
 
 def test_stopped_while_it_plans_it_leaves_nothing_and_says_how_to_go_on(shell: Shell) -> None:
-    many = "\n".join(json.dumps({"a": i, "b": i}) for i in range(60_000))
+    # Few items, which are checked one by one before anything is written, at many points.
+    many = "\n".join(json.dumps({"a": i, "b": i}) for i in range(5_000))
     (shell.folder / "many.jsonl").write_text(many)
     text = re.sub(r"dataset:\n.*\n", "dataset: {path: many.jsonl}\n", JOB)
+    text = text.replace("sweep: {", f"sweep: {{seed: {list(range(100))}, ", 1)
     (shell.folder / "sums.yaml").write_text(text)
     process = shell.start("run", "sums.yaml", "--slots", "3")
     while not _planning(shell):

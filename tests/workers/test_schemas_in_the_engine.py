@@ -7,11 +7,13 @@ that are forced name a given function and match its parameters.
 import json
 import random
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema.validators import Draft202012Validator, validator_for
+from jsonschema import ValidationError
+from jsonschema.validators import Draft202012Validator, extend, validator_for
 
 from orchestrator.settings import Settings
 from tests.fake_runner import FakeRunner
@@ -125,8 +127,15 @@ def test_what_is_called_is_given_and_matches(engine: Engine, tiny: LoadedModel) 
 
 
 def _fault(schema: Any, text: str) -> object:
-    validator = validator_for(schema, default=Draft202012Validator)(schema)
+    draft = validator_for(schema, default=Draft202012Validator)
+    validator = extend(draft, {"multipleOf": _multiple_of})(schema)
     return next(validator.iter_errors(json.loads(text)), None)
+
+
+def _multiple_of(validator: Any, divisor: Any, value: Any, schema: Any) -> Iterator[Any]:
+    """In decimals: the library divides floats, where 1.16 is no multiple of 0.01."""
+    if validator.is_type(value, "number") and Fraction(str(value)) % Fraction(str(divisor)):
+        yield ValidationError(f"{value} is not a multiple of {divisor}")
 
 
 def _parameters(schema: Any) -> dict[str, Any]:
