@@ -1,47 +1,52 @@
-"""The graph edit: a builder's decoder -> the same decoder with a length for each row.
+"""The prepared graph of a model's folder: found, or made and written.
 
-Two changes, after which rows of any lengths share one call (docs/decisions/0004-graph-edit.md):
-`seqlens_k` and `total_sequence_length` become inputs of every GroupQueryAttention and the
-attention mask goes; one hidden row a sequence is gathered in front of the language head, so that
-prefill computes one row of logits. The weights stay where they are: the edited graph is a small
+The edit itself is graph_edit.py's. The weights stay where they are: the edited graph is a small
 file beside the original, or in the cache where the folder cannot be written; never the original.
 
-Knows protobuf (through `onnx`), nothing of sessions or of memory.
+Knows files and external data; nothing of operators, sessions or memory.
 """
 
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path, PurePosixPath
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, TensorProto
 
 from orchestrator.errors import WorkerError
+from workers.configs import read_object
 from workers.folder import ModelFolder
+from workers.graph_edit import LAST, LENGTHS, POSITIONS, TOTAL, edit
+from workers.rope import switch_length
 
-PREPARE_VERSION = 1
-LENGTHS, TOTAL, LAST = "seqlens_k", "total_sequence_length", "last_index"
-_HEADS = {"MatMul", "MatMulNBits", "Gemm"}
-_CACHE_OPS = {"PagedAttention", "MultiHeadAttention", "Attention", "SparseAttention"}
+__all__ = ["LAST", "LENGTHS", "POSITIONS", "PREPARE_VERSION", "TOTAL", "prepare"]
+
+PREPARE_VERSION = 2
+_ALL_LAYERS = {"mistral", "phi3"}  # whose window, if the configuration has one, is every layer's
 
 
-def prepare(path: Path, cache: Path | None = None) -> Path:
+def prepare(path: Path, cache: Path | None = None, *, context: int | None = None) -> Path:
     """The path of the edited graph of the model folder `path`, made now or found.
 
+    `context` positions are what a row may have at most (the model's own, if None): they decide
+    between the two tables of a model with long rope, and the file's name tells which it was.
     Raises WorkerError naming the operator or input that is not supported, a truncated file, or
     external data that is missing, too short or outside the folder.
     """
     folder = ModelFolder.load(path)
-    name = f"{folder.graph.stem}.penstock-v{PREPARE_VERSION}-{_digest(folder.graph)}.onnx"
-    places = [folder.path, *([cache] if cache else [])]
+    context = context or folder.context_length
+    name = f"{folder.graph.stem}.penstock-v{PREPARE_VERSION}-{_digest(folder.graph)}"
+    places = [folder.graph.parent, *([cache] if cache else [])]
     for place in places:
-        if (place / name).is_file():
-            return place / name
+        if found := _find(place, name, context):
+            return found
     model = _load(folder)
     _check_external_data(folder, model.graph)
-    edit(folder, model)
+    name += _choice(switch_length(model.graph), context) + ".onnx"
+    edit(folder, model, context=context, window=_window(folder))
     for place in places:
         try:
             return _write(model, place, name)
@@ -50,94 +55,36 @@ def prepare(path: Path, cache: Path | None = None) -> Path:
     raise WorkerError("model", f"cannot write the prepared graph {name}: {refusal}")
 
 
-def edit(folder: ModelFolder, model: ModelProto) -> None:
-    """Edit `model` in place; raises WorkerError where the graph is not of the builder's kind."""
-    graph = model.graph
-    _lengths_as_inputs(folder, graph)
-    _gather_last_row(folder, graph)
-    _drop_dead_nodes(graph)
-    inputs = [i for i in graph.input if i.name != "attention_mask"]
-    _check_inputs(folder, [i.name for i in inputs])
-    del graph.input[:]
-    graph.input.extend(inputs)
-    graph.input.extend(
-        [
-            helper.make_tensor_value_info(LENGTHS, TensorProto.INT32, ["batch_size"]),
-            helper.make_tensor_value_info(TOTAL, TensorProto.INT32, []),
-            helper.make_tensor_value_info(LAST, TensorProto.INT64, ["batch_size", 1]),
-        ]
-    )
-    _reshape_ends(folder, graph)
-    del graph.value_info[:]
+def _choice(switch: int | None, context: int) -> str:
+    """What a file's name tells of long rope: `-short4096` is for rows of up to 4096 positions."""
+    if switch is None:
+        return ""
+    return f"-long{switch}" if context > switch else f"-short{switch}"
 
 
-def _lengths_as_inputs(folder: ModelFolder, graph: GraphProto) -> None:
-    attention = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
-    if not attention:
-        other = sorted({n.op_type for n in graph.node if n.op_type in _CACHE_OPS})
-        raise _unsupported(folder, f"GroupQueryAttention, found {other or 'no attention operator'}")
-    if len(attention) != folder.layers:
-        raise _unsupported(
-            folder, f"one GroupQueryAttention a layer ({folder.layers}), found {len(attention)}"
-        )
-    for node in attention:
-        if len(node.input) < 7 or not node.input[5] or not node.input[6]:
-            raise _unsupported(folder, f"inputs seqlens_k and total length on node {node.name!r}")
-        if not node.input[3]:
-            raise _unsupported(folder, f"a past key on node {node.name!r}: shared KV buffers")
-        node.input[5], node.input[6] = LENGTHS, TOTAL
+def _find(place: Path, name: str, context: int) -> Path | None:
+    files = [file for file in place.glob("*.onnx") if file.name.startswith(name)]
+    for file in files:
+        kind = re.fullmatch(r"-(?:short|long)(\d+)", file.stem.removeprefix(name))
+        if file.stem == name or (kind and file.stem == name + _choice(int(kind[1]), context)):
+            return file
+    return None
 
 
-def _gather_last_row(folder: ModelFolder, graph: GraphProto) -> None:
-    producer = {output: node for node in graph.node for output in node.output}
-    head = producer.get("logits")
-    while head is not None and head.op_type not in _HEADS:
-        head = producer.get(head.input[0]) if head.input else None
-    if head is None:
-        raise _unsupported(folder, "a language head (MatMul or MatMulNBits) that ends in 'logits'")
-    gather = helper.make_node(
-        "GatherND", [head.input[0], LAST], ["last_hidden"], "penstock/last_row", batch_dims=1
-    )
-    position = next(i for i, node in enumerate(graph.node) if node is head or node == head)
-    head.input[0] = "last_hidden"
-    graph.node.insert(position, gather)
+def _window(folder: ModelFolder) -> int:
+    """The window that the builder's configuration tells of and its graph has in no layer, or 0.
 
-
-def _drop_dead_nodes(graph: GraphProto) -> None:
-    live = {output.name for output in graph.output}
-    keep: list[NodeProto] = []
-    for node in reversed(graph.node):
-        if live.intersection(node.output):
-            keep.append(node)
-            live.update(name for name in node.input if name)
-    nodes = keep[::-1]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def _check_inputs(folder: ModelFolder, names: list[str]) -> None:
-    layers = range(folder.layers)
-    past = {pattern % i for i in layers for pattern in (folder.past_key, folder.past_value)}
-    for name in names:
-        if name != "input_ids" and name not in past:
-            raise _unsupported(
-                folder, f"input_ids and the past of each layer, found input {name!r}"
-            )
-    missing = past - set(names)
-    if missing:
-        raise _unsupported(folder, f"input {sorted(missing)[0]!r}, found none of that name")
-
-
-def _reshape_ends(folder: ModelFolder, graph: GraphProto) -> None:
-    logits = next((output for output in graph.output if output.name == "logits"), None)
-    if logits is None:
-        raise _unsupported(folder, "an output 'logits', found none of that name")
-    kind, width = logits.type.tensor_type.elem_type, logits.type.tensor_type.shape.dim[-1].dim_value
-    logits.CopyFrom(helper.make_tensor_value_info("logits", kind, ["batch_size", width]))
-    for value in (*graph.input, *graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if len(dims) == 4:
-            dims[2].dim_param = "max_length"
+    Version 0.18 of the builder forgets it where the model's configuration has no `layer_types`.
+    """
+    file = folder.path / "genai_config.json"
+    model = read_object(file).get("model") if file.is_file() else None
+    decoder = model.get("decoder") if isinstance(model, dict) else None
+    told = decoder.get("sliding_window") if isinstance(decoder, dict) else None
+    if not isinstance(model, dict) or not isinstance(told, dict):
+        return 0
+    window = told.get("window_size")
+    forgotten = told.get("layers") == [] and model.get("type") in _ALL_LAYERS
+    return window if forgotten and isinstance(window, int) and window > 0 else 0
 
 
 def _load(folder: ModelFolder) -> ModelProto:
@@ -158,7 +105,7 @@ def _check_external_data(folder: ModelFolder, graph: GraphProto) -> None:
             continue
         entry = {item.key: item.value for item in tensor.external_data}
         location = PurePosixPath(entry.get("location", ""))
-        file = folder.path / location
+        file = folder.graph.parent / location
         outside = location.is_absolute() or ".." in location.parts or "\0" in str(location)
         if outside or not file.resolve().is_relative_to(folder.path):
             raise WorkerError(
@@ -202,7 +149,3 @@ def _write(model: ModelProto, place: Path, name: str) -> Path:
 def _digest(graph: Path) -> str:
     with graph.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
-
-
-def _unsupported(folder: ModelFolder, expected: str) -> WorkerError:
-    return WorkerError("model", f"{folder.graph}: not supported: expected {expected}")

@@ -1,14 +1,14 @@
 """Makes the models and the expected values that the parity test compares the runner with.
 
-For Llama, Qwen2 and Qwen3: a model of a few hundred kilobytes with random weights drawn from a
-seed, exported by onnxruntime-genai's model builder (fp32, CPU), and what `transformers` says
-about it: 24 greedy tokens, their logits, log-probabilities and 20 most probable tokens for eight
-prompts of different lengths, each generated alone and without padding.
+For each family (families.py): a model of a few hundred kilobytes with random weights drawn from a
+seed, exported by onnxruntime-genai's model builder as `penstock models import` runs it (fp32, CPU;
+for some int4, int8 and fp16 too), and what `transformers` says about it: 24 greedy tokens, the
+logits of some of them, log-probabilities and 20 most probable tokens for eight prompts of different
+lengths, each generated alone and without padding.
 
 Runs in an environment of its own (`requirements.txt` beside this file), because
 onnxruntime-genai pulls in `onnxruntime`, which owns the same module as `onnxruntime-gpu`. It
-knows nothing of Penstock: it neither imports the runner nor edits the graphs. The test in
-`tests/workers/test_parity.py` compares.
+imports nothing of Penstock and edits no graph. The test in `tests/workers/test_parity.py` compares.
 """
 
 from __future__ import annotations
@@ -19,31 +19,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from families import CONTEXT, FAMILIES, configure
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 SEED = 20250117
 PROMPT_LENGTHS = (1, 2, 3, 7, 12, 19, 31, 40)
 NEW_TOKENS = 24
 TOP_LOGPROBS = 20
-CONTEXT = 128
+LOGIT_STEPS = (0, 1, 2, 5, 9, 14, 19, 23)  # enough, and a third of the bytes
 LEAST_MARGIN = 0.02  # between the two best logits: 20 times the comparison's tolerance
 TRIES = 200
+BUILDER = Path(__file__).parents[2] / "workers" / "builder.py"
 PACKAGES = ("torch", "transformers", "onnxruntime-genai", "onnx", "tokenizers", "numpy")
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -57,23 +50,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
-@dataclass(frozen=True)
-class Family:
-    """What differs between the models; every other size is shared (see `configure`)."""
-
-    config: type[PreTrainedConfig]
-    tied: bool
-    head_dim: int
-    rope_theta: float
-
-
-FAMILIES = {
-    "llama": Family(LlamaConfig, tied=False, head_dim=16, rope_theta=10_000.0),
-    "qwen2": Family(Qwen2Config, tied=True, head_dim=16, rope_theta=1_000_000.0),
-    "qwen3": Family(Qwen3Config, tied=False, head_dim=32, rope_theta=1_000_000.0),
-}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -93,25 +69,6 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         chat_template=CHAT_TEMPLATE,
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
-    )
-
-
-def configure(family: Family, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
-    return family.config(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=family.head_dim,
-        max_position_embeddings=CONTEXT,
-        rope_parameters={"rope_type": "default", "rope_theta": family.rope_theta},
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=family.tied,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
 
 
@@ -139,6 +96,9 @@ def generate(model: PreTrainedModel, prompt: list[int]) -> dict[str, NDArray[np.
     """Greedy `tokens` [NEW_TOKENS], the `logits` [NEW_TOKENS, V] they were chosen from, and what
     `transformers` and torch make of these: each token's `logprobs` [NEW_TOKENS], the ids `top`
     and `top_logprobs` [NEW_TOKENS, TOP_LOGPROBS] of the most probable.
+
+    Phi's `generate` computes everything anew with the long factors when a text grows beyond the
+    original context, so that a step's logits are those of the whole text up to there.
     """
     ids = torch.tensor([prompt])
     result = model.generate(
@@ -181,21 +141,23 @@ def expect(model: PreTrainedModel, seed: int) -> dict[str, NDArray[np.generic]]:
         else:
             raise RuntimeError(f"no unambiguous prompt of {length} tokens in {TRIES} tries")
         prompts[row, :length] = prompt
-        found.append(generated)
+        found.append(generated | {"logits": generated["logits"][list(LOGIT_STEPS)]})
     return {
         "prompts": prompts,
         "lengths": np.array(PROMPT_LENGTHS, np.int32),
+        "logit_steps": np.array(LOGIT_STEPS, np.int32),
         **{name: np.stack([each[name] for each in found]) for name in found[0]},
     }
 
 
-def build(checkpoint: Path, folder: Path, scratch: Path) -> None:
-    """Exports a Hugging Face folder by onnxruntime-genai's builder, fp32 for the CPU."""
+def build(checkpoint: Path, folder: Path, scratch: Path, kind: str) -> None:
+    """Exports a Hugging Face folder; fp16 in the form for CUDA, the others for the CPU."""
+    precision, _, part = kind.partition("-")
     finished = subprocess.run(
         [
-            *(sys.executable, "-m", "onnxruntime_genai.models.builder"),
+            *(sys.executable, str(BUILDER)),
             *("-i", str(checkpoint), "-o", str(folder), "-c", str(scratch)),
-            *("-p", "fp32", "-e", "cpu"),
+            *("-p", precision, "-e", "cuda" if precision == "fp16" else "cpu"),
         ],
         check=False,
         stdout=subprocess.PIPE,
@@ -204,23 +166,26 @@ def build(checkpoint: Path, folder: Path, scratch: Path) -> None:
     )
     if finished.returncode:
         raise RuntimeError(f"the model builder failed:\n{finished.stdout}")
+    if part == "graph":
+        (folder / "model.onnx.data").unlink()
 
 
 def make(name: str, output: Path, seed: int) -> None:
-    """Writes `output/name/` (the exported folder) and `output/expected_name.npz`."""
+    """Writes `output/name/` (the exported folder), its other builds, and `expected_name.npz`."""
     family, tokenizer = FAMILIES[name], byte_tokenizer()
     model = AutoModelForCausalLM.from_config(
         configure(family, tokenizer), dtype=torch.float32, attn_implementation="eager"
     ).eval()
     draw_weights(model, seed)
     np.savez_compressed(output / f"expected_{name}.npz", **expect(model, seed + 1))
-    folder = output / name
-    shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(scratch) / "checkpoint"
         model.save_pretrained(checkpoint)
         tokenizer.save_pretrained(checkpoint)
-        build(checkpoint, folder, Path(scratch) / "cache")
+        for kind in ("fp32", *family.builds):
+            folder = output / (name if kind == "fp32" else f"{name}-{kind}")
+            shutil.rmtree(folder, ignore_errors=True)
+            build(checkpoint, folder, Path(scratch) / "cache", kind)
 
 
 def main() -> None:

@@ -132,13 +132,97 @@ def test_an_unknown_attention_operator_is_named(folder: Path) -> None:
     assert "expected GroupQueryAttention, found ['PagedAttention']" in refusal(folder)
 
 
-def test_an_unknown_input_is_named(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("token_type_ids", "found input 'token_type_ids'"),
+        ("inputs_embeds", "its embedding is another graph"),
+        ("encoder_hidden_states", "it reads an encoder's output"),
+        ("past.0.conv", "layers with a recurrent state"),
+        ("past.3.recurrent", "layers with a recurrent state"),
+        ("block_table", "it keeps its cache in pages"),
+        ("q_proj.lora_A.weight", "it takes an adapter's weights"),
+        ("past_key_values.0.key_scale", "its cache is quantized"),
+    ],
+)
+def test_an_unknown_input_is_named_with_what_it_means(folder: Path, name: str, why: str) -> None:
+    def add(model: onnx.ModelProto) -> None:
+        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b"])
+        model.graph.input.append(value)
+
+    change_graph(folder, add)
+    said = refusal(folder)
+    assert f"found input {name!r}" in said and why in said
+
+
+@pytest.mark.parametrize("name", ["MoE", "QMoE", "DynamicQuantizeLinear"])
+def test_what_ties_a_row_to_its_neighbours_is_refused(folder: Path, name: str) -> None:
+    def add(model: onnx.ModelProto) -> None:
+        model.graph.node.insert(0, onnx.helper.make_node(name, ["input_ids"], ["experts"]))
+
+    change_graph(folder, add)
+    assert f"found {name}, after which a row's numbers depend on the other rows" in refusal(folder)
+
+
+def test_positions_that_nobody_reads_are_left_out(folder: Path) -> None:
     def add(model: onnx.ModelProto) -> None:
         value = onnx.helper.make_tensor_value_info("position_ids", onnx.TensorProto.INT64, ["b"])
         model.graph.input.append(value)
 
     change_graph(folder, add)
-    assert "found input 'position_ids'" in refusal(folder)
+    prepared = onnx.load(str(prepare(folder)), load_external_data=False)
+    assert "position_ids" not in {value.name for value in prepared.graph.input}
+
+
+def test_a_graph_that_reads_its_mask_for_more_than_lengths_is_refused(folder: Path) -> None:
+    def read_the_mask(model: onnx.ModelProto) -> None:
+        model.graph.output.add().CopyFrom(model.graph.output[0])
+        model.graph.output[-1].name = "also"
+        model.graph.node.append(
+            onnx.helper.make_node("Cast", ["attention_mask"], ["also"], to=onnx.TensorProto.FLOAT)
+        )
+
+    change_graph(folder, read_the_mask)
+    assert "an attention mask that gives lengths alone" in refusal(folder)
+
+
+def windows(graph: onnx.GraphProto) -> list[int]:
+    """The window of each layer, -1 for none; no cache of a window's size among them."""
+    nodes = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+    attributes = [{a.name: a for a in node.attribute} for node in nodes]
+    assert not any("sliding_window_cache" in each for each in attributes)
+    return [each["local_window_size"].i for each in attributes]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("mistral", [16, 16]), ("phi3", [24, 24]), ("gemma2", [16, -1]), ("gemma3", [16, 16, -1])],
+)
+def test_windows_are_the_models_own(tmp_path: Path, name: str, expected: list[int]) -> None:
+    """Also where the builder forgets them, and none is taken for the size of a cache."""
+    folder = shutil.copytree(LLAMA.parent / name, tmp_path / name)
+    assert windows(onnx.load(str(prepare(folder)), load_external_data=False).graph) == expected
+
+
+def test_no_window_is_given_to_a_family_that_has_none(folder: Path) -> None:
+    file = folder / "genai_config.json"
+    config = json.loads(file.read_text())
+    config["model"]["decoder"]["sliding_window"] = {"window_size": 16, "layers": []}
+    file.write_text(json.dumps(config))
+    prepared = onnx.load(str(prepare(folder)), load_external_data=False)
+    assert windows(prepared.graph) == [-1, -1]
+
+
+def test_long_rope_has_one_table_by_the_context_of_the_session(tmp_path: Path) -> None:
+    folder = shutil.copytree(LLAMA.parent / "phi3", tmp_path / "phi3")
+    short, long = prepare(folder, context=32), prepare(folder, context=33)
+    assert short.stem.endswith("-short32") and long.stem.endswith("-long32")
+    assert prepare(folder, context=16) == short and prepare(folder) == long
+    for file, positions in ((short, 32), (long, 128)):
+        graph = onnx.load(str(file), load_external_data=False).graph
+        assert "If" not in {node.op_type for node in graph.node}
+        table = next(each for each in graph.initializer if each.name == "cos_cache")
+        assert list(table.dims) == [positions, 8]
 
 
 def test_a_graph_that_loads_and_cannot_run_here_is_refused_at_once(folder: Path) -> None:
@@ -176,9 +260,10 @@ def test_a_decoder_file_outside_the_folder_is_refused(folder: Path) -> None:
     assert "is not a file of the folder" in refusal(folder)
 
 
-def test_cuda_is_refused_not_imitated(folder: Path) -> None:
-    with pytest.raises(WorkerError, match="device 'cuda:0' is not supported yet"):
-        Runner(folder, slots=1, max_length=32, device="cuda:0")
+def test_an_unknown_device_is_refused_not_imitated(folder: Path) -> None:
+    with pytest.raises(WorkerError, match="tpu") as error:
+        Runner(folder, slots=1, max_length=32, device="tpu")
+    assert error.value.code == "device"
 
 
 def test_models_are_found_by_name_and_by_path(folder: Path, tmp_path: Path) -> None:
