@@ -1,4 +1,4 @@
-"""The commands about the models of this machine: list, prepare, check; and how one is loaded.
+"""The commands about the models of this machine: list, import, prepare, check; loading one.
 
 `cli.py` gives them their names. Stdout is the answer, stderr the talk beside it. Knows nothing of
 jobs; `workers` is imported only inside the functions.
@@ -6,14 +6,18 @@ jobs; `workers` is imported only inside the functions.
 
 from __future__ import annotations
 
+import shlex
+import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator import terminal
-from orchestrator.errors import WorkerError
+from orchestrator import checking, terminal
+from orchestrator.errors import SpecError
 from orchestrator.fleet import DeviceOption
 from orchestrator.reading import JsonOption, print_json
 from orchestrator.settings import Settings
@@ -30,15 +34,19 @@ ModelOption = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="The folder of the job's model, if not found by its name."),
 ]
+GraphOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Which of an export's graphs; remembered in its folder."),
+]
+CHECKED_SLOTS = 8
 _COLUMNS = ("name", "context_length", "vocab_size", "layers", "path")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where to run a job's model: its folder, if not found by name, how many slots, what device."""
+    """Where to run a job's model: its folder, if not found by name, and what device."""
 
     model: str | None
-    slots: int | None
     device: str
 
     def load(self, name: str, settings: Settings) -> LoadedModel:
@@ -46,7 +54,7 @@ class Place:
         from workers.model import LoadedModel
 
         folder = replace(find_folder(self.model or name, settings), name=name)
-        loaded = LoadedModel.load(folder, settings, slots=self.slots, device=self.device)
+        loaded = LoadedModel.load(folder, settings, device=self.device)
         talk(loaded.runner.device_line)
         return loaded
 
@@ -82,7 +90,7 @@ def _row(folder: ModelFolder | BrokenFolder) -> Mapping[str, object]:
     return {name: facts.get(name) for name in (*_COLUMNS, "error")}
 
 
-def prepare(folder: DirArgument) -> None:
+def prepare(folder: DirArgument, graph: GraphOption = None) -> None:
     """Edit a model's graph for batches of rows of different lengths; the original stays.
 
     Done by itself on first use. Example: penstock models prepare models/llama
@@ -90,37 +98,87 @@ def prepare(folder: DirArgument) -> None:
     from workers import prepare
 
     settings = Settings.from_env()
-    say(str(prepare.prepare(find_folder(folder, settings).path, settings.cache_dir)))
+    say(str(prepare.prepare(_chosen(folder, graph, settings).path, settings.cache_dir)))
 
 
-def check(folder: DirArgument, device: DeviceOption = "cpu", as_json: JsonOption = False) -> None:
-    """Load a model and compute one prompt; exits 1 with the reason if it cannot run here.
+def _chosen(folder: str, graph: str | None, settings: Settings) -> ModelFolder:
+    """The folder, its graph chosen and remembered where a name for it was given."""
+    from workers import exports
 
+    if graph is not None:
+        places = (settings.models_dir / folder, Path(folder))
+        path = next((each for each in places if exports.is_export(each)), None)
+        if path is None:
+            raise SpecError("--graph", "a folder with several graphs (an export)", repr(folder))
+        exports.choose(path, graph)
+    return find_folder(folder, settings)
+
+
+def check(
+    folder: DirArgument,
+    device: DeviceOption = "cpu",
+    graph: GraphOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try a model on a device: does it keep the engine's laws, how fast is it, what can it do?
+
+    Exits 1 with the reason if it cannot run here, or if a law does not hold.
     Example: penstock models check models/llama
     """
     settings = Settings.from_env()
-    found = find_folder(folder, settings)
-    loaded = Place(None if folder == found.name else folder, 1, device).load(found.name, settings)
-    _try_out(loaded)
-    facts = {
-        "name": found.name,
-        "path": str(found.path),
-        "context_length": loaded.runner.max_length,
-        "vocab_size": found.vocab_size,
-        "end_tokens": sorted(loaded.eos),
-        "kv_bytes_per_slot": loaded.runner.kv_bytes_per_slot,
-        "system_fingerprint": loaded.fingerprint,
-    }
-    if as_json:
-        print_json(facts)
-    else:
-        terminal.print_table(("fact", "value"), [[k, str(v)] for k, v in facts.items()], left=2)
+    found = _chosen(folder, graph, settings)
+    loaded = _load(found, folder, device, settings, CHECKED_SLOTS)
+    report = checking.report(loaded)
+    print_json(report) if as_json else checking.print_report(report)
+    checking.raise_broken(report, found)
 
 
-def _try_out(loaded: LoadedModel) -> None:
-    """One prompt through its template, its tokenizer and a step. Raises WorkerError."""
-    prompt = loaded.tokenizer.encode(loaded.template.render([{"role": "user", "content": "Hello"}]))
-    logits = loaded.runner.prefill(0, prompt[: loaded.runner.max_length] or [0])
-    if not bool((logits == logits).all()):
-        where = f"model folder {loaded.folder.path}"
-        raise WorkerError("model", f"{where}: it computes logits that are no numbers")
+def _load(
+    found: ModelFolder, given: str, device: str, settings: Settings, slots: int
+) -> LoadedModel:
+    model = None if given == found.name else given
+    return Place(model, device).load(found.name, replace(settings, slots=slots))
+
+
+def import_model(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A Hugging Face folder, or a name on the hub.")
+    ],
+    precision: Annotated[str, typer.Option(metavar="P", help="fp32, fp16, bf16, int8 or int4.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to make.")
+    ],
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="What it is built for: cpu or cuda.")
+    ] = "cpu",
+    extra: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An option of the builder; may be given again."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a model that is there already.")
+    ] = False,
+    builder_python: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="A Python that has the builder, in place of our own."),
+    ] = None,
+) -> None:
+    """Make a model of a Hugging Face folder, or of a name on the hub, and try it.
+
+    Example: penstock models import downloads/Llama --precision int4 -o models/llama
+    """
+    from workers.importing import Import, import_model
+
+    settings = Settings.from_env()
+    asked = Import(source, precision, device, output, tuple(extra or ()), force, builder_python)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        made = import_model(asked, settings.cache_dir, talk)
+    except KeyboardInterrupt:
+        again = shlex.join(["penstock", *sys.argv[1:]])
+        talk(f"stopped; nothing was left in {output}; begin again with: {again}")
+        raise typer.Exit(130) from None
+    say(str(output))
+    checking.try_imported(made, device, settings)
+    talk(f"next: {shlex.join(['penstock', 'models', 'check', str(output), '--device', device])}")
+    talk(f"then: {shlex.join(['penstock', 'run', 'JOB.yaml', '--model', str(output)])}")

@@ -97,14 +97,16 @@ def eos_token_ids(
 ) -> frozenset[int]:
     """The tokens that end a completion: what the model's files name, and the template's turn end.
 
-    `eos_token_id` of `generation_config.json` and of `genai_config.json`'s `model`, the
-    tokenizer's `eos_token`, and the special token that the chat template (if there is one) writes
-    right after an assistant's message. Empty if none of them says anything. `template` is the
-    folder's own where it is loaded already.
+    `eos_token_id` of `generation_config.json` (of `config.json` where that one has none) and of
+    `genai_config.json`'s `model`, the tokenizer's `eos_token`, and the special token that the chat
+    template (if there is one) writes right after an assistant's message. Empty if none of them says
+    anything. `template` is the folder's own where it is loaded already.
     """
     config = _read_json(folder / "special_tokens_map.json")
     config |= _read_json(folder / "tokenizer_config.json")
     generation = _read_json(folder / "generation_config.json")
+    if generation.get("eos_token_id") is None:
+        generation = _read_json(folder / "config.json")
     genai = _read_json(folder / "genai_config.json").get("model") or {}
     eos = tokenizer.token_id(str(_special_tokens(config).get("eos_token", "")))
     found = {*_ids(generation.get("eos_token_id")), *_ids(genai.get("eos_token_id")), eos}

@@ -1,16 +1,27 @@
-"""A model's folder, as the onnxruntime-genai builder makes it: what its files say.
+"""A model's folder: what its files say, whoever made it.
 
-Knows nothing of onnxruntime: it reads JSON, finds folders by name, and refuses what is not whole.
+The onnxruntime-genai builder's (`genai_config.json`) is read here, an export of the optimum kind by
+exports.py. Knows nothing of onnxruntime: it reads JSON, finds folders by name, and refuses what is
+not whole.
 """
 
 import hashlib
-import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import NotFound, WorkerError
+from workers.configs import number, read_object, refused, section
+from workers.exports import Export, conversion, is_export, is_source
 
 TINY = Path(__file__).parent / "models" / "tiny"
+
+
+def file_digest(file: Path) -> bytes:
+    """SHA-256 of a whole file, read now."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +34,7 @@ class ModelFolder:
     context_length: int
     vocab_size: int
     layers: int
+    heads: int
     kv_heads: int
     head_size: int
     past_key: str
@@ -32,47 +44,55 @@ class ModelFolder:
 
     @classmethod
     def load(cls, path: Path, name: str | None = None) -> "ModelFolder":
-        """Read `genai_config.json`; raises WorkerError naming the file or key that is wrong."""
+        """Read the folder's files; raises WorkerError naming the file or key that is wrong."""
         path = path.resolve()
-        for required in ("genai_config.json", "tokenizer.json"):
+        exported, file = is_export(path), path / "genai_config.json"
+        for required in ("config.json" if exported else file.name, "tokenizer.json"):
             if not (path / required).is_file():
-                raise _refused(path, f"{required} is missing: not an onnxruntime-genai folder")
-        model = _section(path, _read_json(path / "genai_config.json"), "model")
-        decoder = _section(path, model, "decoder")
-        inputs, outputs = _section(path, decoder, "inputs"), _section(path, decoder, "outputs")
-        filename = str(decoder.get("filename", "model.onnx"))
-        graph = path / filename
-        if "\0" in filename or graph.resolve().parent != path or not graph.is_file():
-            raise _refused(path, f"decoder.filename {filename!r} is not a file of the folder")
+                how = f"; {conversion(path)}" if is_source(path) else ""
+                raise refused(path, f"{required} is missing: not a model's folder{how}")
+        name = name or path.name
+        if exported:
+            names: dict[str, Any] = dict(_NAMES)
+            return cls(name=name, path=path, **asdict(Export.read(path)), **names)
+        model = section(file, read_object(file), "model")
+        decoder = section(file, model, "decoder")
+        inputs, outputs = section(file, decoder, "inputs"), section(file, decoder, "outputs")
         return cls(
-            name=name or path.name,
+            name=name,
             path=path,
-            graph=graph,
-            context_length=_number(path, model, "context_length"),
-            vocab_size=_number(path, model, "vocab_size"),
-            layers=_number(path, decoder, "num_hidden_layers"),
-            kv_heads=_number(path, decoder, "num_key_value_heads"),
-            head_size=_number(path, decoder, "head_size"),
-            past_key=_pattern(path, inputs, "past_key_names", "past_key_values.%d.key"),
-            past_value=_pattern(path, inputs, "past_value_names", "past_key_values.%d.value"),
-            present_key=_pattern(path, outputs, "present_key_names", "present.%d.key"),
-            present_value=_pattern(path, outputs, "present_value_names", "present.%d.value"),
+            graph=_graph(path, decoder),
+            context_length=number(file, model, "context_length"),
+            vocab_size=number(file, model, "vocab_size"),
+            layers=number(file, decoder, "num_hidden_layers"),
+            heads=number(file, decoder, "num_attention_heads"),
+            kv_heads=number(file, decoder, "num_key_value_heads"),
+            head_size=number(file, decoder, "head_size"),
+            past_key=_pattern(file, inputs, "past_key"),
+            past_value=_pattern(file, inputs, "past_value"),
+            present_key=_pattern(file, outputs, "present_key"),
+            present_value=_pattern(file, outputs, "present_value"),
         )
 
-    def digest(self) -> str:
-        """SHA-256 over every file that decides a logit or a token: weights, tokenizer, template."""
+    def digest(self, of: Callable[[Path], bytes] = file_digest) -> str:
+        """SHA-256 over every file that decides a logit or a token: weights, tokenizer, template.
+
+        `of` gives the SHA-256 of one file (digests.py remembers those of large ones).
+        """
         whole = hashlib.sha256()
-        for file in sorted(self.path.iterdir()):
-            if file.is_file() and _counts(file):
+        exported = is_export(self.path)
+        for file in sorted({*self.path.iterdir(), *self.graph.parent.iterdir()}):
+            # An export's other precisions are other models.
+            ours = file.name.startswith(self.graph.name) if exported else True
+            if file.is_file() and _counts(file) and (ours or ".onnx" not in file.name):
                 whole.update(file.name.encode() + b"\0")
-                with file.open("rb") as stream:
-                    whole.update(hashlib.file_digest(stream, "sha256").digest())
+                whole.update(of(file))
         return whole.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class BrokenFolder:
-    """A folder that a builder began, and why it is no model."""
+    """A folder that a builder or an exporter began, and why it is no model."""
 
     name: str
     path: Path
@@ -84,7 +104,7 @@ def find_model(name: str, models_dir: Path) -> ModelFolder:
     if name == "tiny":
         return ModelFolder.load(TINY, "tiny")
     for path in (models_dir / name, Path(name)):
-        if (path / "genai_config.json").is_file():
+        if _is_model(path):
             return ModelFolder.load(path)
     if Path(name).is_dir():
         return ModelFolder.load(Path(name))
@@ -92,12 +112,18 @@ def find_model(name: str, models_dir: Path) -> ModelFolder:
 
 
 def list_models(models_dir: Path) -> list[ModelFolder | BrokenFolder]:
-    """The embedded model and every folder of `models_dir` that a builder made, by name."""
+    """The embedded model and every folder of `models_dir` that holds one, by name."""
     found: list[ModelFolder | BrokenFolder] = [ModelFolder.load(TINY, "tiny")]
     if models_dir.is_dir():
-        folders = sorted(path.parent for path in models_dir.glob("*/genai_config.json"))
+        hidden = "."  # an import that is not finished
+        folders = sorted(models_dir.iterdir())
+        folders = [each for each in folders if _is_model(each) and each.name[:1] != hidden]
         found += [_load_or_tell(folder) for folder in folders]
     return found
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "genai_config.json").is_file() or is_export(path)
 
 
 def _load_or_tell(folder: Path) -> ModelFolder | BrokenFolder:
@@ -107,41 +133,30 @@ def _load_or_tell(folder: Path) -> ModelFolder | BrokenFolder:
         return BrokenFolder(folder.name, folder.resolve(), error.message)
 
 
+_NAMES = {
+    "past_key": "past_key_values.%d.key",
+    "past_value": "past_key_values.%d.value",
+    "present_key": "present.%d.key",
+    "present_value": "present.%d.value",
+}
+
+
 def _counts(file: Path) -> bool:
     prepared = ".penstock-" in file.name
     return not prepared and (".onnx" in file.name or file.suffix in {".json", ".jinja"})
 
 
-def _refused(path: Path, why: str) -> WorkerError:
-    return WorkerError("model", f"model folder {path}: {why}")
+def _graph(path: Path, decoder: dict[str, object]) -> Path:
+    filename = str(decoder.get("filename", "model.onnx"))
+    graph = path / filename
+    if "\0" in filename or graph.resolve().parent != path or not graph.is_file():
+        raise refused(path, f"decoder.filename {filename!r} is not a file of the folder")
+    return graph
 
 
-def _read_json(file: Path) -> dict[str, object]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _refused(file.parent, f"{file.name} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise _refused(file.parent, f"{file.name}: expected an object")
-    return value
-
-
-def _section(path: Path, parent: dict[str, object], key: str) -> dict[str, object]:
-    value = parent.get(key)
-    if not isinstance(value, dict):
-        raise _refused(path, f"genai_config.json: {key}: expected an object, got {value!r}")
-    return value
-
-
-def _pattern(path: Path, names: dict[str, object], key: str, default: str) -> str:
-    value = str(names.get(key, default))
+def _pattern(file: Path, names: dict[str, object], end: str) -> str:
+    key = f"{end}_names"
+    value = str(names.get(key, _NAMES[end]))
     if value.count("%") != 1 or "%d" not in value:
-        raise _refused(path, f"genai_config.json: {key}: expected a name with %d, got {value!r}")
-    return value
-
-
-def _number(path: Path, parent: dict[str, object], key: str) -> int:
-    value = parent.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _refused(path, f"genai_config.json: {key}: expected a whole number, got {value!r}")
+        raise refused(file.parent, f"{file.name}: {key}: expected a name with %d, got {value!r}")
     return value
