@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator import control, fleet, lifecycle, models, reading, terminal
+from orchestrator import benching, control, fleet, lifecycle, models, reading, terminal
 from orchestrator.control import FileArgument
 from orchestrator.db import views
 from orchestrator.db.database import SCHEMA, Database
 from orchestrator.db.views import JobStatus
 from orchestrator.errors import Conflict, NotFound, PenstockError, SpecError, WorkerError
-from orchestrator.fleet import DeviceOption, SlotsOption
+from orchestrator.fleet import ContextOption, DeviceOption, SlotsOption, StallOption, with_given
 from orchestrator.follow import follow_job
 from orchestrator.jobfile import describe, read_plan
 from orchestrator.models import ModelOption, Place, find_folder
@@ -99,15 +99,19 @@ def run(
     ] = False,
     model: ModelOption = None,
     slots: SlotsOption = None,
+    max_context: ContextOption = None,
+    max_stall_ms: StallOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Plan a job, submit it and work on it here, with live progress and a summary.
 
     Example: penstock run jobs/quickstart.yaml
     """
-    settings = Settings.from_env()
+    settings = with_given(
+        Settings.from_env(), slots=slots, max_context=max_context, max_stall_ms=max_stall_ms
+    )
     made = read_plan(file)
-    loaded = Place(model, slots, device).load(made.spec.model, settings)
+    loaded = Place(model, device).load(made.spec.model, settings)
     _check_at_door(made, loaded)
     with Database.open(settings.database_url) as db, closing(Queue(settings)) as queue:
         begun = lifecycle.unfinished(db, made.spec.name, made.spec.digest)
@@ -131,6 +135,8 @@ def resume(
     ] = False,
     model: ModelOption = None,
     slots: SlotsOption = None,
+    max_context: ContextOption = None,
+    max_stall_ms: StallOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Go on with a job that was paused or interrupted.
@@ -138,14 +144,16 @@ def resume(
     With the embedded broker (memory://) it is worked on here until it is done, unless --detach
     says otherwise; with another one its workers are woken. Example: penstock resume arithmetic
     """
-    settings = Settings.from_env()
+    settings = with_given(
+        Settings.from_env(), slots=slots, max_context=max_context, max_stall_ms=max_stall_ms
+    )
     with existing(settings) as db, closing(Queue(settings)) as queue:
         job_id = views.find_job(db, job)
         if detach or not queue.embedded:
             lifecycle.resume(db, job_id, queue)
             say(f"resumed {job_id}")
             return
-        loaded = Place(model, slots, device).load(views.job(db, job_id).model, settings)
+        loaded = Place(model, device).load(views.job(db, job_id).model, settings)
         with _can_go_on():
             lifecycle.resume(db, job_id, queue)
             status = _work_here(settings, db, queue, job_id, loaded)
@@ -220,7 +228,7 @@ def plan(file: FileArgument, as_json: JsonOption = False) -> None:
 
 def _context(model: str, settings: Settings) -> int | None:
     try:
-        return min(find_folder(model, settings).context_length, settings.max_context)
+        return control.context_of(find_folder(model, settings), settings)
     except PenstockError:
         return None
 
@@ -248,8 +256,11 @@ app.command()(control.up)
 
 
 models_app.command("list")(models.list_models)
+models_app.command("import")(models.import_model)
 models_app.command("prepare")(models.prepare)
 models_app.command("check")(models.check)
+models_app.command("bench")(benching.bench)
+app.command()(benching.bench)
 
 
 @db_app.command("upgrade")

@@ -11,7 +11,7 @@ import signal
 import threading
 from contextlib import ExitStack, closing
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,9 @@ from orchestrator.scheduler import Scheduler
 from orchestrator.settings import Settings
 from orchestrator.spec.plan import Plan
 from orchestrator.terminal import say, talk
+
+if TYPE_CHECKING:
+    from workers.folder import ModelFolder
 
 FileArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="A job's YAML file, or the name of a bundled job.")
@@ -130,6 +133,8 @@ def up(
         typer.Option(metavar="DIR", help="A model's folder, or its name; tiny by default."),
     ] = None,
     slots: fleet.SlotsOption = None,
+    max_context: fleet.ContextOption = None,
+    max_stall_ms: fleet.StallOption = None,
     device: fleet.DeviceOption = "cpu",
     grace: fleet.GraceOption = None,
     metrics_port: fleet.MetricsOption = None,
@@ -139,9 +144,15 @@ def up(
     On SQLite and the broker in this process, or against the URLs in the environment.
     Example: penstock up --model tiny
     """
-    settings = fleet.with_grace(Settings.from_env(), grace)
+    settings = fleet.with_given(
+        Settings.from_env(),
+        slots=slots,
+        max_context=max_context,
+        max_stall_ms=max_stall_ms,
+        grace_seconds=grace,
+    )
     models = model or ["tiny"]
-    raise typer.Exit(fleet.work(settings, models, slots, device, metrics_port, beside=_ticking))
+    raise typer.Exit(fleet.work(settings, models, device, metrics_port, beside=_ticking))
 
 
 def _ticking(settings: Settings, db: Database, queue: Queue) -> Scheduler:
@@ -176,6 +187,16 @@ def check_at_door(made: Plan, model: str | None, settings: Settings) -> None:
             raise
         talk(f"model {made.spec.model} is not here: its prompts are checked when they are claimed")
         return
-    context = min(folder.context_length, settings.max_context)
     wording = Wording.load(folder.path, template_seconds=settings.template_seconds)
-    check_plan(made, wording, context=context)
+    check_plan(made, wording, context=context_of(folder, settings))
+
+
+def context_of(folder: ModelFolder, settings: Settings) -> int:
+    """Tokens that a request may have: where it is worked on here, as far as this machine's memory
+    reaches at all; what is free just now decides when the model is loaded."""
+    from workers.memory import total_bytes
+    from workers.sizing import longest_here
+
+    if settings.broker_url.startswith("memory:"):
+        return longest_here(folder, settings, total_bytes())
+    return min(folder.context_length, settings.max_context)

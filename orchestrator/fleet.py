@@ -30,6 +30,20 @@ SlotsOption = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Completions at a time, per model.  [PENSTOCK_SLOTS]"),
 ]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        min=16, metavar="N", help="Tokens a request may have, at most.  [PENSTOCK_MAX_CONTEXT]"
+    ),
+]
+StallOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Milliseconds that running rows wait for a prompt.  [PENSTOCK_MAX_STALL_MS]",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N.")]
 GraceOption = Annotated[
     float | None,
@@ -48,6 +62,8 @@ MetricsOption = Annotated[
 def worker(
     model: ModelsOption,
     slots: SlotsOption = None,
+    max_context: ContextOption = None,
+    max_stall_ms: StallOption = None,
     device: DeviceOption = "cpu",
     grace: GraceOption = None,
     metrics_port: MetricsOption = None,
@@ -56,14 +72,19 @@ def worker(
 
     Example: penstock worker --model tiny --slots 16
     """
-    settings = with_grace(Settings.from_env(), grace)
-    raise typer.Exit(work(settings, model, slots, device, metrics_port))
+    settings = with_given(
+        Settings.from_env(),
+        slots=slots,
+        max_context=max_context,
+        max_stall_ms=max_stall_ms,
+        grace_seconds=grace,
+    )
+    raise typer.Exit(work(settings, model, device, metrics_port))
 
 
 def work(
     settings: Settings,
     models: Sequence[str],
-    slots: int | None,
     device: str,
     metrics_port: int | None,
     *,
@@ -80,15 +101,16 @@ def work(
     folders = [find_model(each, settings.models_dir) for each in dict.fromkeys(models)]
     with Database.open(settings.database_url) as db, closing(Queue(settings)) as queue:
         queue.check_broker()
-        loaded = [
-            LoadedModel.load(folder, settings, slots=slots, device=device) for folder in folders
-        ]
+        # Each takes its share of what is free, though the first fills its own only later.
+        share = replace(settings, memory_percent=max(1, settings.memory_percent // len(folders)))
+        loaded = [LoadedModel.load(folder, share, device=device) for folder in folders]
         for each in loaded:
             talk(f"model {each.folder.name}: {each.runner.device_line}")
         with beside(settings, db, queue) if beside else nullcontext():
             return FleetWorker(settings, db, queue, loaded, metrics_port=metrics_port).run()
 
 
-def with_grace(settings: Settings, grace: float | None) -> Settings:
-    """The settings with the option `--grace`, where it was given."""
-    return settings if grace is None else replace(settings, grace_seconds=grace)
+def with_given(settings: Settings, **options: float | None) -> Settings:
+    """The settings with the options that were given, named as the fields are."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return replace(settings, **given)  # type: ignore[arg-type]

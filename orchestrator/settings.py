@@ -29,9 +29,13 @@ class Settings:
     broker_url: str = "memory://"
     models_dir: Path = Path("models")
     cache_dir: Path = Path(".cache/penstock")
-    slots: int = 16
+    slots: int = 0
     threads: int = 0
     max_context: int = 4096
+    max_stall_ms: int = 250
+    memory_percent: int = 80
+    prefix_cache_mib: int = 512
+    deterministic: bool = False
     lease_seconds: float = 30.0
     flush_seconds: float = 0.25
     poll_seconds: float = 1.0
@@ -62,7 +66,14 @@ def _suggestion(variable: str, known: list[str]) -> str:
     return f"{close[0]} perhaps" if close else "one of " + ", ".join(known)
 
 
-_WHOLE = {"slots": 1, "threads": 0, "max_context": 16}
+_WHOLE = {
+    "slots": (0, 4096),
+    "threads": (0, 4096),
+    "max_context": (16, 2**31 - 1),
+    "max_stall_ms": (1, 86_400_000),
+    "memory_percent": (1, 100),
+    "prefix_cache_mib": (0, 2**31 - 1),
+}
 _SECONDS = (
     "lease_seconds",
     "flush_seconds",
@@ -76,9 +87,14 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 def _parse(variable: str, name: str, text: str) -> object:
     if name in _WHOLE:
-        if not text.isdecimal() or int(text) < _WHOLE[name]:
-            raise SpecError(variable, f"a whole number of at least {_WHOLE[name]}", repr(text))
+        least, most = _WHOLE[name]
+        if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
+            raise SpecError(variable, f"a whole number from {least} to {most}", repr(text))
         return int(text)
+    if name == "deterministic":
+        if text not in ("0", "1"):
+            raise SpecError(variable, "0 or 1", repr(text))
+        return text == "1"
     if name in _SECONDS:
         return _seconds(variable, text)
     if name == "log" and text not in _LEVELS:

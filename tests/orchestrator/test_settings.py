@@ -27,7 +27,10 @@ def test_the_environment_overrides_the_defaults() -> None:
     ("variable", "value", "message"),
     [
         ("PENSTOCK_SLOT", "3", "PENSTOCK_SLOT: expected PENSTOCK_SLOTS perhaps, got an unknown"),
-        ("PENSTOCK_SLOTS", "0", "PENSTOCK_SLOTS: expected a whole number of at least 1, got '0'"),
+        ("PENSTOCK_SLOTS", "-1", "PENSTOCK_SLOTS: expected a whole number from 0 to 4096, got '-1"),
+        ("PENSTOCK_MAX_CONTEXT", "8", "PENSTOCK_MAX_CONTEXT: expected a whole number from 16 to"),
+        ("PENSTOCK_MEMORY_PERCENT", "101", "PENSTOCK_MEMORY_PERCENT: expected a whole number from"),
+        ("PENSTOCK_DETERMINISTIC", "yes", "PENSTOCK_DETERMINISTIC: expected 0 or 1, got 'yes'"),
         ("PENSTOCK_SLOTS", "many", "PENSTOCK_SLOTS: expected a whole number"),
         ("PENSTOCK_LEASE_SECONDS", "nan", "PENSTOCK_LEASE_SECONDS: expected seconds, more than 0"),
         ("PENSTOCK_LOG", "loud", "PENSTOCK_LOG: expected one of debug"),

@@ -1,5 +1,6 @@
 """What onnxruntime says when memory is short, fewer slots after that, and at loading."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 
 from orchestrator.errors import WorkerError
 from orchestrator.settings import Settings
+from workers import host
 from workers import model as models
 from workers.folder import TINY, ModelFolder
 from workers.model import LoadedModel
 from workers.runner import Runner
+from workers.sizing import Sizing, Wishes, on_host, weights_bytes
 
 PROMPT = [5, 9, 23, 40]
 
@@ -49,37 +52,71 @@ def test_what_the_runtime_raises_is_the_machines_fault(
     runner: Runner, monkeypatch: pytest.MonkeyPatch, said: Exception, code: str
 ) -> None:
     class Session:
-        def run_with_iobinding(self, _binding: object) -> None:
+        def run_with_iobinding(self, *_: object) -> None:
             raise said
 
-    real = runner._session
     monkeypatch.setattr(runner, "_decode_binding", lambda batch: None)
-    runner._session = Session()
+    monkeypatch.setattr(runner.place, "session", Session())
     with pytest.raises(WorkerError) as caught:
         runner.decode([7], [0])
     assert caught.value.code == code
-    runner._session = real
 
 
 def test_a_model_that_does_not_fit_is_loaded_with_half_the_slots(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    settings = Settings(threads=1, cache_dir=tmp_path)
     tried: list[int] = []
+    allot = Runner.allot
 
-    def small(*args: Any, slots: int, **how: Any) -> Runner:
-        tried.append(slots)
-        if slots > 3:
-            raise WorkerError("memory", f"no memory for {slots} slots")
-        return Runner(*args, slots=slots, **how)
+    def small(runner: Runner, sizing: Sizing) -> None:
+        tried.append(sizing.slots)
+        if sizing.slots > 3:
+            raise WorkerError("memory", f"no memory for {sizing.slots} slots")
+        allot(runner, sizing)
 
-    monkeypatch.setattr(models, "Runner", small)
-    folder = ModelFolder.load(TINY)
-    loaded = LoadedModel.load(folder, Settings(threads=1), slots=12)
-    assert tried == [12, 6, 3] and loaded.runner.slots == 3
+    monkeypatch.setattr(Runner, "allot", small)
+    loaded = LoadedModel.load(ModelFolder.load(TINY), settings, slots=12)
+    assert tried == [12, 6, 3] and loaded.runner.slots == 3 == loaded.sizing.slots
+    assert loaded.runner.capacity == loaded.sizing.capacity == 3 * loaded.runner.max_length
 
-    def none(*args: Any, slots: int, **how: Any) -> Runner:
+    def none(runner: Runner, sizing: Sizing) -> None:
         raise WorkerError("memory", "none at all")
 
-    monkeypatch.setattr(models, "Runner", none)
+    monkeypatch.setattr(Runner, "allot", none)
     with pytest.raises(WorkerError, match="none at all"):
-        LoadedModel.load(folder, Settings(threads=1), slots=2)
+        LoadedModel.load(ModelFolder.load(TINY), settings, slots=2)
+
+
+def test_what_is_loaded_has_the_rows_that_memory_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    free = weights_bytes(ModelFolder.load(TINY)) + (6 << 20)
+    for place in (models, host):
+        monkeypatch.setattr(place, "free_bytes", lambda: free)
+    settings = Settings(threads=1, cache_dir=tmp_path, memory_percent=50)
+    loaded = LoadedModel.load(ModelFolder.load(TINY), settings)
+    runner, sizing = loaded.runner, loaded.sizing
+    wishes = Wishes.of(settings, loaded.folder.context_length)
+    per_row = 8 * runner.vocab_size
+    assert sizing == on_host(wishes, free=6 << 20, per_token=2560, per_row=per_row)
+    assert (runner.slots, runner.staging, runner.max_length, runner.capacity) == (
+        sizing.slots,
+        sizing.staging,
+        sizing.max_length,
+        sizing.capacity,
+    )
+    assert runner.kv_bytes_per_token == sizing.kv_bytes_per_token == 2560
+    assert sizing.paged and runner.max_length < 1024
+    assert f"{runner.slots} slots of {runner.max_length} tokens" in runner.device_line
+
+
+def test_where_not_one_row_fits_the_numbers_are_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for place in (models, host):
+        monkeypatch.setattr(place, "free_bytes", lambda: 0)
+    with pytest.raises(WorkerError) as refusal:
+        LoadedModel.load(ModelFolder.load(TINY), Settings(threads=1, cache_dir=tmp_path))
+    assert refusal.value.code == "memory"
+    assert "0.0 MiB are free" in str(refusal.value) and "80 %" in str(refusal.value)
