@@ -1,10 +1,11 @@
 """Milliseconds a step of the sampler, beside transformers' processors and a full sort in numpy.
 
-For vocabularies of 32,000 and 152,000, batches of 1, 8 and 32, and rows of six kinds; a second
-table says what share of a decode step of a 0.5B model that is, step by step on its own logits, and
-a third how much of a JSON row's time is the grammar's. Ours is one thread; the peer has all it is
-given (--threads), and its masks are made beforehand. All take turns, ratios are made within
-rounds. What is sampled, and how, stands in sampling.py; the peer in hf_peer.py.
+For vocabularies of 32,000 and 152,000, batches of 1, 8 and 32, and rows of seven kinds; a second
+table says how much of a JSON row's time is the grammar's, and a third what share of a decode step
+of a 0.5B model the sampler takes, step by step on its own logits, with one thread and with
+--threads. In the first ours is one thread; the peer has all it is given, and its masks are made
+beforehand. All take turns, ratios are made within rounds. What is sampled, and how, stands in
+sampling.py; the peer in hf_peer.py.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from stopwatch import busy_share
 from orchestrator.terminal import print_table
 from workers.constraint import Grammar
 from workers.runner import Runner
+from workers.sampler import HostSampler
 
 HERE = Path(__file__).parent
 MODEL = HERE / "models" / "qwen2.5-0.5b-int4"
@@ -147,24 +149,29 @@ def print_decode_shares(
     for slot, prompt in enumerate(prompts):
         runner.prefill(slot, prompt)
     for size in batches:
-        every = {kind: Batch(kind, size, _columns(grammar, runner), grammar) for kind in KINDS}
-        found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+        shares = sorted({1, threads}) if size > 1 else [1]
+        every = {
+            (kind, by): Batch(kind, size, _columns(grammar, runner), grammar, by)
+            for kind in KINDS
+            for by in shares
+        }
+        found: dict[tuple[str, int], list[tuple[float, float]]] = {each: [] for each in every}
         for step in range(steps + 1):  # the first warms up
-            for kind, batch in every.items():
+            for each, batch in every.items():
                 began = time.perf_counter()
                 logits = runner.decode([7 + step] * size, [CONTEXT] * size)
                 decode = time.perf_counter() - began
                 [times] = our_steps(batch, logits, 1)
                 if step:
-                    found[kind].append((decode, sum(times)))
-        for kind, pairs in found.items():
+                    found[each].append((decode, sum(times)))
+        for (kind, by), pairs in found.items():
             decodes, samples = zip(*pairs, strict=True)
             share = statistics.median(b / a for a, b in pairs)
             cells = [f"{1e3 * statistics.median(each):.2f}" for each in (decodes, samples)]
             least = f"{min(samples) / min(decodes):.1%}"
-            rows.append([kind, str(size), *cells, f"{share:.1%}", least])
+            rows.append([kind, str(size), str(by), *cells, f"{share:.1%}", least])
     runner.close()
-    header = ["kind", "batch", "decode, ms", "sample, ms", "sample/decode", "of the least"]
+    header = ["kind", "batch", "threads", "decode, ms", "sample, ms", "share", "of the least"]
     print_table(header, rows)
 
 
@@ -190,13 +197,14 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def print_setting(peer: Peer | None, threads: int) -> None:
-    found = ", ".join(f"{name} {version(name)}" for name in ("numpy", "llguidance"))
+    found = ", ".join(f"{name} {version(name)}" for name in ("numba", "numpy", "llguidance"))
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC: Python {platform.python_version()}, {found}")
     if peer:
         said = ", ".join(f"{name} {version}" for name, version in peer.versions.items())
         print(f"peer: {said}, {threads} threads")
     busy = f"others take {busy_share():.0%} of the processors as it begins"
     print(f"{os.cpu_count()} cores, {busy}")
+    print(f"the kernels are ready after {timed(lambda: HostSampler(32_000)):.2f} s")
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from workers.constraint import Grammar, Grammars, Matcher, Shape
 from workers.philox import uniform
-from workers.sampler import Sampled, SamplerRow, Sampling, sample
+from workers.sampler import HostSampler, Sampled, SamplerRow, Sampling
 from workers.tokenizer import Tokenizer
 
 KINDS = {
@@ -27,6 +27,14 @@ KINDS = {
         frequency_penalty=0.5, presence_penalty=0.3, logit_bias=((5, 1.0), (7, -100.0))
     ),
     "logprobs 20": Sampling(logprobs=True, top_logprobs=20),
+    "all of these": Sampling(
+        top_p=0.95,
+        frequency_penalty=0.5,
+        presence_penalty=0.3,
+        logit_bias=((5, 1.0), (7, -100.0)),
+        logprobs=True,
+        top_logprobs=20,
+    ),
     "JSON": Sampling(),
 }
 SO_FAR = 200  # tokens that a penalised row has sampled
@@ -83,10 +91,13 @@ class Batch:
     size: int
     vocabulary: int
     grammar: Grammar
+    threads: int = 1
+    sampler: HostSampler = field(init=False)
     rows: list[SamplerRow] = field(init=False)
     matchers: list[Matcher] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.sampler = HostSampler(self.vocabulary, self.threads)
         random = np.random.default_rng(self.size)
         so_far = random.integers(0, self.vocabulary, (self.size, SO_FAR)).tolist()
         sampling = KINDS[self.kind]
@@ -98,7 +109,7 @@ class Batch:
             row.mask = matcher.mask()
 
     def sample(self, logits: Logits) -> list[int]:
-        found = sample(logits, self.rows, self.vocabulary)
+        found = self.sampler.sample(logits, range(self.size), self.rows)
         assert all(isinstance(each, Sampled) for each in found), found
         return [each.token for each in found if isinstance(each, Sampled)]
 

@@ -1,4 +1,4 @@
-"""The law of sampling, step by step in plain float64, and what tells whether draws obey it."""
+"""The law of sampling, step by step in float64; what tells whether draws obey it; rows to try."""
 
 import math
 from collections import Counter
@@ -6,7 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from workers.sampler import Sampled, SamplerRow, Sampling, sample
+from orchestrator.errors import RequestError
+from workers.sampler import HostSampler, Sampled, SamplerRow, Sampling
+
+
+def sample(
+    logits: np.ndarray, rows: Sequence[SamplerRow], vocab_size: int, threads: int = 1
+) -> list[Sampled | RequestError]:
+    """Each row of logits sampled with the row that stands in its place."""
+    return HostSampler(vocab_size, threads).sample(logits, range(len(logits)), rows)
+
+
+def sampled(x: Sequence[float] | np.ndarray, row: SamplerRow) -> Sampled | RequestError:
+    """One row sampled alone."""
+    return sample(np.array([x], dtype=np.float32), [row], len(x))[0]
 
 
 def probabilities(
@@ -58,8 +71,10 @@ def along(sampling: Sampling, draws: int, **fields: object) -> list[SamplerRow]:
     return [SamplerRow(sampling, position=at, **fields) for at in range(draws)]  # type: ignore[arg-type]
 
 
-def tokens_of(logits: np.ndarray, rows: Sequence[SamplerRow], vocab_size: int) -> list[int]:
-    outcomes = sample(logits, rows, vocab_size)
+def tokens_of(logits: np.ndarray, rows: Sequence[SamplerRow]) -> list[int]:
+    """The tokens of rows that all have the same logits."""
+    same = np.array([logits], dtype=np.float32)
+    outcomes = HostSampler(logits.size).sample(same, [0] * len(rows), rows)
     assert all(isinstance(outcome, Sampled) for outcome in outcomes), outcomes
     return [outcome.token for outcome in outcomes if isinstance(outcome, Sampled)]
 
@@ -70,3 +85,33 @@ def bits(allowed: Sequence[int], size: int) -> np.ndarray:
     for token in allowed:
         mask.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
     return mask
+
+
+KINDS = (
+    "flat", "equal", "peaked", "one", "tied", "halves", "forbidden", "few", "wide", "steep", "zeros"
+)  # fmt: skip
+
+
+def row_of_kind(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Float32 logits that try a sampler in one way or another; the largest is finite."""
+    normal = rng.normal(size=size)
+    if kind == "peaked":
+        x = normal * 2
+        x[rng.integers(0, size, 30)] += np.linspace(8, 24, 30)
+    elif kind == "forbidden":
+        x = np.where(rng.random(size) < 0.999, -np.inf, normal)
+        x[rng.integers(size)] = 0.5
+    elif kind == "steep":
+        x = np.concatenate([normal[1:] - np.linspace(0, 200, size - 1), [-500]])
+    else:
+        x = {
+            "flat": normal,
+            "equal": np.zeros(size),
+            "one": np.where(np.arange(size) == size // 2, 60.0, normal),
+            "tied": np.round(normal * 2),
+            "halves": normal.astype(np.float16),
+            "few": np.where(np.arange(size) % 50 == 0, normal, -np.inf),
+            "wide": normal * 1e30,
+            "zeros": np.where(rng.random(size) < 0.5, -0.0, 0.0),
+        }[kind]
+    return x.astype(np.float32)

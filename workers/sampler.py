@@ -1,199 +1,232 @@
-"""Logits and parameters to tokens, row by row of the running batch; pure numpy.
+"""Logits and parameters to tokens, row by row of the running batch.
 
 Knows nothing of slots, models, text or grammars: a row is an array of logits, the parameters of
 its request, the tokens its choice has sampled so far, and perhaps a mask of allowed tokens.
 
 The order of operations is docs/chat-completions-streaming.md section 2.1. A row's token is a
-function of that row alone (its logits, parameters, counts, choice and position): every reduction
-runs over one row in the order of token ids, and the random number is counter-based, so neither
-the batch, nor the slot, nor a resumption can change it.
+function of that row alone (its logits, parameters, counts, choice and position): all sums are
+exact (kernels.py), and the random number is counter-based, so neither the batch, nor the slot, nor
+a thread, nor a resumption can change it.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.errors import RequestError
-from workers.drawing import Logits, draw, most_probable, sum_of_weights
+from workers import kernels
 from workers.philox import uniform
+from workers.sampling import Edits, Sampled, SamplerRow, Sampling
 
-SAMPLER_VERSION = 1
-"""Part of `system_fingerprint`: raise it with any change that can change a token."""
+__all__ = [
+    "GREEDY_BELOW",
+    "LOWEST_LOGPROB",
+    "SAMPLER_VERSION",
+    "HostSampler",
+    "Sampled",
+    "SamplerRow",
+    "Sampling",
+]
+
+SAMPLER_VERSION = kernels.VERSION
+"""Part of `system_fingerprint`."""
 
 GREEDY_BELOW = 1e-5
-LOWEST_LOGPROB = -9999.0
+LOWEST_LOGPROB = kernels.LOWEST_LOGPROB
 
-_FEW = 8  # a mask that allows less than one token in so many makes the row a shorter one
+Logits = NDArray[np.float32]
+_Numbers = tuple[int, int, int, float, float, float, int, int, int]  # kernels.ROW
+
+_WORTH_SHARING = 2**17  # logits of a step: fewer are sampled sooner than a thread is woken
+_NO_EDITS: Edits = np.empty(0, np.int64), np.empty(0, np.float64)
+_NO_MASKS = np.empty((1, 0), np.int32)
+
+
+class HostSampler:
+    """Samples rows of logits on the host; one engine's, not for several threads at once."""
+
+    def __init__(self, vocab_size: int, threads: int = 1) -> None:
+        """Compiles the kernels, or loads what an earlier process has compiled.
+
+        `vocab_size` is the number of tokens the tokenizer knows: columns of logits from there on
+        are padding and never looked at. Up to `threads` threads share the rows of a step. Raises
+        ValueError where the vocabulary is too large for exact sums.
+        """
+        if vocab_size > kernels.MOST_TOKENS:
+            raise ValueError(f"{vocab_size} tokens; {kernels.MOST_TOKENS} can be sampled from")
+        self.vocab_size, self.threads = vocab_size, threads
+        self._memories: list[kernels.Memory] = []
+        self._others = ThreadPoolExecutor(threads - 1, "sampler") if threads > 1 else None
+        kernels.warm_up()
+
+    def sample(
+        self, logits: Logits, indices: Sequence[int], rows: Sequence[SamplerRow]
+    ) -> list[Sampled | RequestError]:
+        """One token for each of `rows`; `rows[k]` goes with row `indices[k]` of `logits`.
+
+        `logits` is float32 [n, >= vocab_size]. Rows are not advanced and logits not modified. A row
+        that cannot be sampled (code `nan_logits`: a NaN or no finite maximum; `no_token_allowed`:
+        its mask leaves nothing) yields its error in its place.
+        """
+        if len(rows) == len(indices) == 0:
+            return []
+        return self._run(_Step.of(logits, indices, rows, self.vocab_size))
+
+    def score(
+        self, logits: Logits, index: int, row: SamplerRow, token: int
+    ) -> Sampled | RequestError:
+        """`token` as `sample` would have reported it: for a choice that replays its tokens.
+
+        The token itself is not questioned; logits that are no distribution are, as in `sample`.
+        """
+        return self._run(_Step.of(logits, [index], [row], self.vocab_size, token))[0]
+
+    def _run(self, step: "_Step") -> list[Sampled | RequestError]:
+        count, shares = step.numbers.size, 1
+        if self._others and count * step.vocabulary >= _WORTH_SHARING:
+            shares = min(self.threads, count)
+        memories = self._memories_of(step.vocabulary, shares)
+        ends = [count * share // shares for share in range(shares + 1)]
+        parts = [slice(*ends[share : share + 2]) for share in range(shares)]
+        running: list[Future[None]] = []
+        if self._others:
+            for part, memory in zip(parts[1:], memories[1:], strict=False):
+                running.append(self._others.submit(step.run, part, memory))
+        step.run(parts[0], memories[0])
+        for other in running:
+            other.result()
+        return step.outcomes()
+
+    def _memories_of(self, vocabulary: int, count: int) -> list[kernels.Memory]:
+        if self._memories and self._memories[0].row.size != vocabulary:
+            self._memories.clear()
+        while len(self._memories) < count:
+            self._memories.append(kernels.make_memory(vocabulary))
+        return self._memories
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """One request's sampling parameters, resolved: none is missing.
+class _Step:
+    """The rows of a call as the kernels take them, and room for what they find."""
 
-    `logit_bias` holds (token id, bias) pairs, each id once and below the vocabulary size.
-    `top_logprobs` counts only when `logprobs` is true. `seed` is taken modulo 2**64.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    logprobs: bool = False
-    top_logprobs: int = 0
-    seed: int = 0
-
-
-@dataclass(slots=True)
-class SamplerRow:
-    """One choice's place in the step.
-
-    `position` is the number of tokens this choice has sampled, `counts` how often each of them;
-    both follow from the sampled tokens. `mask`, where given, holds one bit per token, least
-    significant first, set where the token is allowed (int32 [ceil(vocabulary / 32)], as
-    llguidance fills it); the engine renews it before each step.
-    """
-
-    sampling: Sampling
-    choice: int = 0
-    position: int = 0
-    counts: dict[int, int] = field(default_factory=dict)
-    mask: NDArray[np.int32] | None = None
+    logits: Logits
+    vocabulary: int
+    numbers: NDArray[np.void]
+    edits: Edits
+    masks: NDArray[np.int32]
+    results: NDArray[np.void]
+    top: NDArray[np.int64]
+    logprobs: NDArray[np.float64]
 
     @classmethod
-    def resumed(cls, sampling: Sampling, choice: int, tokens: Sequence[int]) -> "SamplerRow":
-        """The row of a choice that has already sampled `tokens`."""
-        row = cls(sampling, choice)
-        for token in tokens:
-            row.advance(int(token))
-        return row
+    def of(
+        cls,
+        logits: Logits,
+        indices: Sequence[int],
+        rows: Sequence[SamplerRow],
+        vocab_size: int,
+        token: int = -1,
+    ) -> "_Step":
+        """`token`: to be scored; -1: one is to be sampled for each row.
 
-    def advance(self, token: int) -> None:
-        """Take note of the token just sampled."""
-        self.position += 1
-        self.counts[token] = self.counts.get(token, 0) + 1
+        Raises IndexError where a row, a token or a mask's bit is not there.
+        """
+        vocabulary = min(vocab_size, logits.shape[1])
+        if not -len(logits) <= min(indices) <= max(indices) < len(logits) or token >= vocabulary:
+            raise IndexError(f"rows {indices} of {len(logits)}, token {token} of {vocabulary}")
+        if not _is_plain(logits):
+            logits = np.array(logits[list(indices)], dtype=np.float32, order="C")
+            indices = range(len(rows))
+        pairs = zip(indices, rows, strict=True)
+        listed = [_numbers(index % len(logits), row, token, vocabulary) for index, row in pairs]
+        numbers = np.array(listed, dtype=kernels.ROW)
+        edits, masks = _NO_EDITS, _NO_MASKS
+        if token < 0:
+            edits = _edits(numbers, rows, vocabulary)
+            masks = _masks(numbers, rows, vocabulary)
+        results = np.zeros(len(rows), dtype=kernels.RESULT)
+        top = np.empty((len(rows), max(1, max(each[2] for each in listed))), np.int64)
+        logprobs = np.empty(top.shape, np.float64)
+        return cls(logits, vocabulary, numbers, edits, masks, results, top, logprobs)
 
+    def run(self, part: slice, memory: kernels.Memory) -> None:
+        """Sample or score some of the rows; several threads may, each with its part and memory."""
+        kernels.sample_rows(
+            self.logits,
+            self.numbers[part],
+            *self.edits,
+            self.masks,
+            self.results[part],
+            self.top[part],
+            self.logprobs[part],
+            memory,
+        )
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """One sampled token.
-
-    `logprob` (None unless asked for) and `top` are natural logarithms of the model's own
-    probabilities, before bias, penalties, mask and temperature, at least -9999.0. `top` is sorted
-    by log-probability descending, then by id, and has `top_logprobs` entries (fewer only if the
-    vocabulary is smaller).
-    """
-
-    token: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-def sample(
-    logits: Logits, rows: Sequence[SamplerRow], vocab_size: int
-) -> list[Sampled | RequestError]:
-    """Sample one token for each row; `rows` are not advanced and `logits` not modified.
-
-    `logits` is float32 [len(rows), >= vocab_size]; columns from `vocab_size` on are padding and
-    never looked at. A row that cannot be sampled (code `nan_logits`: a NaN or no finite maximum;
-    `no_token_allowed`: its mask leaves nothing) yields its error in its place.
-    """
-    known = logits[:, :vocab_size]
-    # Memory that all rows share: arrays of this size cost more to get than to fill.
-    room = np.empty((2, known.shape[1]), dtype=np.float32)
-    with np.errstate(over="ignore"):  # the gap to a logit like -3e38 may become infinite
+    def outcomes(self) -> list[Sampled | RequestError]:
+        """What was found for each row."""
+        n_tops = self.numbers["n_top"].tolist()
         return [
-            _sample_row(raw, row, place, room)
-            for place, (raw, row) in enumerate(zip(known, rows, strict=True))
+            self._outcome(place, n_top, *found)
+            for place, (n_top, found) in enumerate(zip(n_tops, self.results.tolist(), strict=True))
         ]
 
-
-def score(logits: Logits, row: SamplerRow, token: int, vocab_size: int) -> Sampled | RequestError:
-    """`token` as `sample` would have reported it: for a choice that replays its tokens.
-
-    `logits` is one row, float32 [>= vocab_size]. The token itself is not questioned.
-    """
-    raw = logits[:vocab_size]
-    peak = raw[raw.argmax()]
-    if not math.isfinite(peak):
-        return _not_finite(peak, 0)
-    if not row.sampling.logprobs:
-        return Sampled(token)
-    with np.errstate(over="ignore"):
-        total = sum_of_weights(raw, peak, 1.0, np.empty_like(raw))
-        return _with_logprobs(raw, peak, total, token, row.sampling.top_logprobs)
-
-
-def _not_finite(largest: np.float32, place: int) -> RequestError:
-    return RequestError("nan_logits", f"row {place}: the largest logit is {largest}")
-
-
-def _sample_row(raw: Logits, row: SamplerRow, place: int, room: Logits) -> Sampled | RequestError:
-    """`room` is float32 [2, len(raw)]: for the adjusted row, and for weights."""
-    token = int(raw.argmax())  # the first of a tie; a NaN, where there is one
-    peak = raw[token]
-    if not math.isfinite(peak):
-        return _not_finite(peak, place)
-    sampling, x, ids = row.sampling, raw, None
-    if _is_adjusted(row):
-        x, ids = _adjusted(raw, row, room[0])
-        token = int(x.argmax()) if x.size else 0
-        if not x.size or not math.isfinite(x[token]):
+    def _outcome(
+        self, place: int, n_top: int, token: int, problem: int, logprob: float
+    ) -> Sampled | RequestError:
+        if problem == kernels.NOT_FINITE:
+            return RequestError("nan_logits", f"row {place}: the largest logit is {logprob}")
+        if problem == kernels.NONE_ALLOWED:
             return RequestError("no_token_allowed", f"row {place}: the mask allows no token")
-    own = sum_of_weights(raw, peak, 1.0, room[1]) if sampling.logprobs else None
-    if sampling.temperature >= GREEDY_BELOW and sampling.top_p > 0:
-        total = own if x is raw and sampling.temperature == 1 else None
+        if n_top < 0:
+            return Sampled(token)
+        ids, logprobs = self.top[place, :n_top].tolist(), self.logprobs[place, :n_top].tolist()
+        return Sampled(token, logprob, tuple(zip(ids, logprobs, strict=True)))
+
+
+def _is_plain(logits: Logits) -> bool:
+    """Float32 rows that lie one behind the other; the kernels want memory that may be written."""
+    return logits.dtype == np.float32 and logits.flags.c_contiguous and logits.flags.writeable
+
+
+def _numbers(index: int, row: SamplerRow, token: int, vocabulary: int) -> _Numbers:
+    """As yet without edits and mask."""
+    sampling, u = row.sampling, 0.0
+    is_greedy = sampling.temperature < GREEDY_BELOW or sampling.top_p <= 0
+    if not is_greedy and token < 0:
         u = uniform(sampling.seed, row.choice, row.position)
-        scratch = room[1, : x.size]
-        token = draw(x, x[token], sampling.temperature, sampling.top_p, u, scratch, total)
-    token = token if ids is None else int(ids[token])
-    if own is None:
-        return Sampled(token)
-    return _with_logprobs(raw, peak, own, token, sampling.top_logprobs)
+    n_top = min(sampling.top_logprobs, vocabulary) if sampling.logprobs else -1
+    temperature = 0.0 if is_greedy else sampling.temperature
+    return index, token, n_top, temperature, sampling.top_p, u, 0, 0, -1
 
 
-def _is_adjusted(row: SamplerRow) -> bool:
-    sampling = row.sampling
-    penalised = sampling.frequency_penalty != 0 or sampling.presence_penalty != 0
-    return bool(sampling.logit_bias or row.mask is not None or (penalised and row.counts))
+def _edits(numbers: NDArray[np.void], rows: Sequence[SamplerRow], vocabulary: int) -> Edits:
+    """One row's after the other's; `numbers` say where whose lie."""
+    each = [row.edits() for row in rows]
+    pieces = [edits for edits_of_row in each for edits in edits_of_row]
+    if not pieces:
+        return _NO_EDITS
+    ends = list(accumulate(sum(ids.size for ids, _ in edits) for edits in each))
+    numbers["first_edit"], numbers["end_of_edits"] = [0, *ends[:-1]], ends
+    ids, amounts = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    if ids.size and ids.view(np.uint64).max() >= vocabulary:
+        raise IndexError(f"bias or counts of tokens {ids.min()} to {ids.max()} of {vocabulary}")
+    return ids, amounts
 
 
-def _adjusted(raw: Logits, row: SamplerRow, x: Logits) -> tuple[Logits, NDArray[np.intp] | None]:
-    """Penalties, bias, then the mask (section 2.1, steps 3 to 5), on a copy of the row in `x`.
-
-    Where the mask allows few tokens only those are returned, and their ids beside them.
-    """
-    sampling = row.sampling
-    np.copyto(x, raw)
-    if (sampling.frequency_penalty or sampling.presence_penalty) and row.counts:
-        ids = np.fromiter(row.counts.keys(), dtype=np.intp, count=len(row.counts))
-        counts = np.fromiter(row.counts.values(), dtype=np.float64, count=len(row.counts))
-        x[ids] -= counts * sampling.frequency_penalty + sampling.presence_penalty
-    if sampling.logit_bias:
-        x[[token for token, _ in sampling.logit_bias]] += [bias for _, bias in sampling.logit_bias]
-    if row.mask is None:
-        return x, None
-    forbidden = np.unpackbits((~row.mask).view(np.uint8), count=x.size, bitorder="little")
-    forbidden = forbidden.view(np.bool_)
-    if (x.size - np.count_nonzero(forbidden)) * _FEW < x.size:
-        allowed = np.flatnonzero(~forbidden)
-        return x[allowed], allowed
-    np.copyto(x, -np.inf, where=forbidden)
-    return x, None
-
-
-def _with_logprobs(x: Logits, peak: np.float32, total: float, token: int, n_top: int) -> Sampled:
-    """The sampled token with its log-softmax and those of the `n_top` most probable.
-
-    `x` are the model's own logits, `peak` their largest, `total` the sum of exp(x - peak).
-    """
-    log_total = math.log(total)
-
-    def logprob(of: int) -> float:
-        return max(float(x[of] - peak) - log_total, LOWEST_LOGPROB)
-
-    top = most_probable(x, peak, n_top) if n_top else []
-    return Sampled(token, logprob(token), tuple((each, logprob(each)) for each in top))
+def _masks(
+    numbers: NDArray[np.void], rows: Sequence[SamplerRow], vocabulary: int
+) -> NDArray[np.int32]:
+    """One below the other; `numbers` say which is whose."""
+    words = -(-vocabulary // 32)
+    masks: list[NDArray[np.int32]] = []
+    for place, row in enumerate(rows):
+        if row.mask is not None:
+            if row.mask.size < words:
+                raise IndexError(f"row {place}: a mask has a bit for each of {vocabulary} tokens")
+            numbers["mask"][place] = len(masks)
+            masks.append(row.mask[:words])
+    return np.stack(masks) if masks else _NO_MASKS

@@ -1,28 +1,30 @@
 """The sampler against plain referees: its numbers, its order, its errors, its independence.
 
-How often each token comes up stands in test_sampling_frequencies.py.
+How often each token comes up stands in test_sampling_frequencies.py, how a token is found in a row
+in test_kernels.py.
 """
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from orchestrator.errors import RequestError
-from tests.sampling_law import along, bits, chi_square_z, tokens_of
-from workers.drawing import rough_sum, sum_of_weights
+from tests.sampling_law import (
+    KINDS,
+    along,
+    bits,
+    chi_square_z,
+    row_of_kind,
+    sample,
+    tokens_of,
+)
+from tests.sampling_law import sampled as one
 from workers.philox import uniform
-from workers.sampler import Sampled, SamplerRow, Sampling, sample, score
+from workers.sampler import HostSampler, Sampled, SamplerRow, Sampling
 
 REAL_VOCABULARY = 151_936
-POWERS = {"exp2": (np.exp2, 2.0), "exp": (np.exp, math.e)}  # of which a machine uses one
-
-
-def one(logits: Sequence[float], row: SamplerRow) -> Sampled | RequestError:
-    return sample(np.array([logits], dtype=np.float32), [row], len(logits))[0]
 
 
 # --- the random numbers
@@ -67,189 +69,19 @@ def test_the_numbers_are_uniform_along_every_axis() -> None:
         assert chi_square_z(np.bincount(pairs, minlength=64), np.full(64, 1 / 64)) < 4, name
 
 
-# --- one result, whichever way to it
-
-
-def full_sort(x: np.ndarray, sampling: Sampling, u: float) -> int:
-    """The whole vocabulary stably sorted, with the sampler's arithmetic."""
-    distance = x.max() - x
-    weight = np.exp(distance / np.float32(-sampling.temperature))
-    order = np.argsort(distance, kind="stable")
-    mass = np.cumsum(weight[order], dtype=np.float64)
-    total = weight.sum(dtype=np.float64)
-    last = int(np.flatnonzero(mass == mass[-1])[0])  # the last that adds to the mass
-    if sampling.top_p < 1:
-        full = np.flatnonzero(mass >= sampling.top_p * total)
-        last = min(last, int(full[0]) if full.size else last)
-        total = mass[last]
-    beyond = np.flatnonzero(mass > u * total)
-    return int(order[min(last, int(beyond[0]) if beyond.size else last)])
-
-
-def row_kinds(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
-    normal = rng.normal(size=size)
-    peaked = normal * 2
-    peaked[rng.integers(0, size, 30)] += np.linspace(8, 24, 30)
-    forbidden = rng.random(size) < 0.999
-    forbidden[rng.integers(size)] = False
-    return {
-        "flat": normal,
-        "equal": np.zeros(size),
-        "peaked": peaked,
-        "one": np.where(np.arange(size) == size // 2, 60.0, normal),
-        "tied": np.round(normal * 2),
-        "forbidden": np.where(forbidden, -np.inf, normal),
-        "few": np.where(np.arange(size) % 50 == 0, normal, -np.inf),
-        "wide": normal * 1e30,
-        "steep": np.concatenate([normal[1:] - np.linspace(0, 200, size - 1), [-500]]),
-        "zeros": np.where(rng.random(size) < 0.5, -0.0, 0.0),
-    }
-
-
-@pytest.mark.parametrize("size", [7, 600, 9_011, REAL_VOCABULARY])
-def test_heads_give_what_the_full_sort_gives(size: int) -> None:
-    rng = np.random.default_rng(size)
-    print(f"seed {size}")
-    draws = 2 if size == REAL_VOCABULARY else 15
-    for kind, values in row_kinds(rng, size).items():
-        x = values.astype(np.float32)
-        for temperature in (0.1, 1.0, 2.0):
-            for top_p in (1e-9, 0.5, 0.95, 1 - 1e-12, 1.0):
-                sampling = Sampling(temperature, top_p, seed=int(rng.integers(2**40)))
-                rows = along(sampling, draws)
-                with np.errstate(over="ignore"):
-                    expected = [
-                        full_sort(x, sampling, uniform(sampling.seed, 0, i)) for i in range(draws)
-                    ]
-                drawn = tokens_of(np.broadcast_to(x, (draws, size)), rows, size)
-                assert drawn == expected, (kind, temperature, top_p)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    x=st.lists(
-        st.floats(-30, 30, width=32) | st.just(-math.inf) | st.sampled_from([0.0, -0.0, 1.0]),
-        min_size=1,
-        max_size=40,
-    ).filter(lambda x: max(x) > -math.inf),
-    temperature=st.floats(1e-5, 2),
-    top_p=st.floats(0, 1),
-    seed=st.integers(-(2**63), 2**63 - 1),
-)
-def test_any_row_equals_the_full_sort(
-    x: list[float], temperature: float, top_p: float, seed: int
-) -> None:
-    sampling = Sampling(temperature, top_p, seed=seed)
-    sampled = one(x, SamplerRow(sampling))
-    assert isinstance(sampled, Sampled)
-    assert sampled.token == full_sort(np.array(x, dtype=np.float32), sampling, uniform(seed, 0, 0))
-
-
-@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-53])
-@pytest.mark.parametrize("top_p", [0.9, 1.0])
-def test_the_ends_of_the_random_range(
-    monkeypatch: pytest.MonkeyPatch, u: float, top_p: float
-) -> None:
-    monkeypatch.setattr("workers.sampler.uniform", lambda *_: u)
-    rng = np.random.default_rng(3)
-    for size in range(4_000, 4_020):
-        for kind, values in row_kinds(rng, size).items():
-            x = values.astype(np.float32)
-            sampling = Sampling(top_p=top_p)
-            with np.errstate(over="ignore"):
-                expected = full_sort(x, sampling, u)
-            assert tokens_of(x[None], [SamplerRow(sampling)], x.size) == [expected], kind
-
-
-@pytest.fixture(params=POWERS)
-def power(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of the ways to a rough total, on any machine."""
-    function, base = POWERS[request.param]
-    monkeypatch.setattr("workers.drawing._power", function)
-    monkeypatch.setattr("workers.drawing._BASE", base)
-
-
-@pytest.mark.usefixtures("power")
-@pytest.mark.parametrize("size", [2_049, 30_001, REAL_VOCABULARY])
-def test_a_rough_sum_is_as_near_as_it_says(size: int) -> None:
-    rng = np.random.default_rng(size)
-    print(f"seed {size}")
-    for kind, values in row_kinds(rng, size).items():
-        for largest in (-39.0, 0.0, 18.3, 39.9, 500.0):
-            x = (values - values.max() + largest).astype(np.float32)
-            peak, room = x.max(), np.empty_like(x)
-            for temperature in (0.05, 0.7, 1.0, 2.0):
-                with np.errstate(over="ignore"):
-                    rough, slack = rough_sum(x, peak, temperature, room)
-                    exact = sum_of_weights(x, peak, temperature, room)
-                assert abs(rough - exact) <= slack, (kind, largest, temperature)
-                assert slack < exact * 1.2e-5, (kind, largest, temperature)
-
-
-@pytest.mark.usefixtures("power")
-@pytest.mark.parametrize("top_p", [0.9, 1.0])
-@pytest.mark.parametrize("kind", ["flat", "peaked", "tied", "steep"])
-def test_numbers_on_the_edge_of_two_tokens(
-    monkeypatch: pytest.MonkeyPatch, kind: str, top_p: float
-) -> None:
-    """Where the last bit of a sum decides, the shortcuts decide as the full sort does."""
-    rng = np.random.default_rng(31)
-    x = row_kinds(rng, 20_000)[kind].astype(np.float32)
-    mass = np.sort(np.exp(x - x.max()))[::-1].cumsum(dtype=np.float64)
-    for place in (0, 1, 2, 5, 40, 200, 900, 2_500, 9_000):
-        for by in (-1e-7, -1e-15, 0.0, 1e-15, 1e-7):
-            u = min(float(mass[place] / mass[-1] * (1 + by)), 1 - 2**-53)
-            monkeypatch.setattr("workers.sampler.uniform", lambda *_, u=u: u)
-            sampling = Sampling(top_p=top_p)
-            drawn = tokens_of(x[None], [SamplerRow(sampling)], x.size)
-            assert drawn == [full_sort(x, sampling, u)], (place, by)
-
-
-@pytest.mark.parametrize("size", [70, 9_011, 40_000])
-def test_a_masked_row_is_the_row_of_the_allowed_tokens(size: int) -> None:
-    rng = np.random.default_rng(size)
-    for kind, values in row_kinds(rng, size).items():
-        x = values.astype(np.float32)
-        for kept in (1, 5, size // 9, size // 3, size - 2):
-            allowed = np.sort(rng.permutation(np.flatnonzero(np.isfinite(x)))[:kept])
-            row = SamplerRow(Sampling(1.3, 0.9, seed=kept), mask=bits(allowed, size))
-            forbidden = np.setdiff1d(np.arange(size), allowed)
-            without = x.copy()
-            without[forbidden] = -np.inf
-            with np.errstate(over="ignore"):
-                expected = full_sort(without, row.sampling, uniform(kept, 0, 0))
-            assert tokens_of(x[None], [row], size) == [expected], (kind, kept)
-            greedy = SamplerRow(Sampling(0.0), mask=row.mask)
-            assert tokens_of(x[None], [greedy], size) == [int(without.argmax())], (kind, kept)
-
-
-def test_float32_weights_agree_with_float64_ones() -> None:
-    rng = np.random.default_rng(11)
-    x = rng.normal(size=REAL_VOCABULARY).astype(np.float32)
-    exact = np.exp(x.astype(np.float64) - float(x.max()))
-    order = np.argsort(-x, kind="stable")
-    mass = np.cumsum(exact[order])
-    rows = along(Sampling(seed=5), 100)
-    drawn = tokens_of(np.broadcast_to(x, (100, x.size)), rows, x.size)
-    expected = [
-        order[np.searchsorted(mass, uniform(5, 0, at) * mass[-1], "right")] for at in range(100)
-    ]
-    assert sum(a != b for a, b in zip(drawn, expected, strict=True)) <= 1
-
-
 # --- the order of operations
 
 
 def test_greedy_takes_the_smallest_of_the_largest() -> None:
     for temperature in (0.0, 9e-6):
         rows = along(Sampling(temperature, seed=9), 50)
-        assert set(tokens_of(np.tile(np.float32([1, 3, 3, 2]), (50, 1)), rows, 4)) == {1}
+        assert set(tokens_of(np.array([1, 3, 3, 2]), rows)) == {1}
     assert one([-0.0, 0.0], SamplerRow(Sampling(0.0))) == Sampled(0)
 
 
 def test_top_p_0_keeps_only_the_top_token() -> None:
     rows = along(Sampling(top_p=0.0, temperature=2.0), 50)
-    assert set(tokens_of(np.tile(np.float32([0.1, 0.2, 0.2]), (50, 1)), rows, 3)) == {1}
+    assert set(tokens_of(np.array([0.1, 0.2, 0.2]), rows)) == {1}
 
 
 def test_penalties_count_the_sampled_tokens() -> None:
@@ -260,9 +92,25 @@ def test_penalties_count_the_sampled_tokens() -> None:
     assert one([0.0, 0.0, 1.9, 0.0], reward) == Sampled(3)
 
 
+def test_penalties_of_many_tokens_follow_from_the_counts() -> None:
+    size, sampling = 900, Sampling(0.0, frequency_penalty=0.3, presence_penalty=-0.7)
+    rng = np.random.default_rng(12)
+    tokens = rng.integers(0, 500, 700).tolist()
+    row = SamplerRow(sampling)
+    for length, token in enumerate(tokens, 1):
+        row.advance(token)
+        if length in (1, 63, 64, 65, 200, 700):
+            x = rng.normal(size=size).astype(np.float32) / 100  # what counts decides
+            expected = x.astype(np.float64)
+            for each in set(tokens[:length]):
+                expected[each] -= 0.3 * tokens[:length].count(each) - 0.7
+            assert one(x, row) == Sampled(int(expected.argmax())), length
+            assert one(x, SamplerRow.resumed(sampling, 0, tokens[:length])) == one(x, row)
+
+
 def test_bias_forces_and_removes() -> None:
     rows = along(Sampling(logit_bias=((0, -100.0), (2, 100.0))), 200)
-    assert set(tokens_of(np.tile(np.float32([5, 4, -6, 1]), (200, 1)), rows, 4)) == {2}
+    assert set(tokens_of(np.array([5, 4, -6, 1]), rows)) == {2}
 
 
 def test_the_mask_comes_after_the_bias() -> None:
@@ -270,7 +118,7 @@ def test_the_mask_comes_after_the_bias() -> None:
     x = np.zeros(size, dtype=np.float32)
     bias = ((1, 100.0), *((token, -100.0) for token in (31, 32, 69)))
     rows = along(Sampling(logit_bias=bias, temperature=2.0), 300, mask=bits([31, 32, 69], size))
-    assert set(tokens_of(np.tile(x, (300, 1)), rows, size)) == {31, 32, 69}
+    assert set(tokens_of(x, rows)) == {31, 32, 69}
     greedy = SamplerRow(Sampling(0.0, logit_bias=bias), mask=bits([69], size))
     assert one(x.tolist(), greedy) == Sampled(69)
 
@@ -324,15 +172,15 @@ def test_without_logprobs_nothing_is_reported() -> None:
 @pytest.mark.parametrize("size", [3, 600, 5_000, REAL_VOCABULARY])
 def test_top_logprobs_are_those_of_a_full_sort(size: int) -> None:
     rng = np.random.default_rng(size)
-    for kind, values in row_kinds(rng, size).items():
-        x = values.astype(np.float32)
+    print(f"seed {size}")
+    for kind in KINDS:
+        x = row_of_kind(kind, rng, size)
         for k in (1, 5, 20):
             sampled = sample(
                 x[None], [SamplerRow(Sampling(0.0, logprobs=True, top_logprobs=k))], size
             )[0]
             assert isinstance(sampled, Sampled)
-            with np.errstate(over="ignore"):
-                order = np.argsort(x.max() - x, kind="stable")[:k]
+            order = np.argsort(-x, kind="stable")[:k]
             assert [token for token, _ in sampled.top] == order.tolist(), kind
             exact = x.astype(np.float64) - float(x.max())
             exact -= math.log(np.exp(exact).sum())
@@ -340,6 +188,26 @@ def test_top_logprobs_are_those_of_a_full_sort(size: int) -> None:
                 [max(exact[j], -9999.0) for j in order], rel=1e-6, abs=1e-6
             )
             assert sampled.logprob == sampled.top[0][1]
+
+
+@pytest.mark.parametrize("amount", [-20.0, -0.5, 0.5, 20.0])
+@pytest.mark.parametrize("token", ["the likeliest", "another", "both"])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_who_asks_for_logprobs_gets_the_same_tokens(
+    temperature: float, token: str, amount: float
+) -> None:
+    """Bias, penalties and masks move the peak, or what lies below it; some sums are then known."""
+    size = 9_000
+    x = row_of_kind("flat", np.random.default_rng(6), size)
+    ids = {"the likeliest": [int(x.argmax())], "another": [17], "both": [int(x.argmax()), 17]}
+    bias = tuple((each, amount) for each in ids[token])
+    for top_p in (0.9, 1.0):
+        plain = Sampling(temperature, top_p, 0.3, -0.2, bias, seed=1)
+        asked = replace(plain, logprobs=True, top_logprobs=2)
+        counts = {17: 2, 40: 1, int(x.argmin()): 3}
+        for mask in (None, bits(np.argsort(-x)[:7_000].tolist(), size)):
+            expected = tokens_of(x, along(plain, 60, counts=dict(counts), mask=mask))
+            assert tokens_of(x, along(asked, 60, counts=dict(counts), mask=mask)) == expected
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
@@ -353,7 +221,7 @@ def test_a_replayed_token_scores_as_it_was_sampled(
     rows = along(sampling, 20)
     for x, row, sampled in zip(logits, rows, sample(logits, rows, 290), strict=True):
         assert isinstance(sampled, Sampled)
-        assert score(x, row, sampled.token, 290) == sampled
+        assert HostSampler(290).score(x[None], 0, row, sampled.token) == sampled
 
 
 # --- errors stay in their row
@@ -371,7 +239,7 @@ def test_a_row_that_is_no_distribution_fails_alone(bad: list[float], temperature
     assert isinstance(error, RequestError)
     assert error.code == "nan_logits"
     assert error.message.startswith("row 1: ")
-    scored = score(logits[1], rows[1], 0, 3)
+    scored = HostSampler(3).score(logits, 1, rows[1], 0)
     assert isinstance(scored, RequestError)
     assert scored.code == "nan_logits"
 
@@ -385,6 +253,26 @@ def test_a_mask_that_leaves_nothing_is_an_error() -> None:
 def test_there_is_one_row_for_each_row_of_logits() -> None:
     with pytest.raises(ValueError, match="zip"):
         sample(np.zeros((2, 3), dtype=np.float32), [SamplerRow(Sampling())], 3)
+
+
+def test_a_vocabulary_beyond_exact_sums_is_refused() -> None:
+    with pytest.raises(ValueError, match="can be sampled"):
+        HostSampler(2**19)
+
+
+def test_what_is_not_there_is_not_read() -> None:
+    sampler, logits = HostSampler(3), np.zeros((2, 3), dtype=np.float32)
+    biased = Sampling(logit_bias=((3, 1.0),))
+    for index, row in (
+        (2, SamplerRow(Sampling())),
+        (0, SamplerRow(biased)),
+        (0, SamplerRow(Sampling(), mask=np.empty(0, np.int32))),
+        (0, SamplerRow.resumed(Sampling(presence_penalty=1.0), 0, [9])),
+    ):
+        with pytest.raises(IndexError):
+            sampler.sample(logits, [index], [row])
+    with pytest.raises(IndexError):
+        sampler.score(logits, 0, SamplerRow(Sampling()), 3)
 
 
 # --- independence
@@ -403,10 +291,13 @@ def mixed_rows(rng: np.random.Generator, size: int, count: int) -> list[SamplerR
             seed=int(rng.integers(2**62)),
         )
 
-    return [
+    rows = [
         SamplerRow.resumed(sampling(at), at % 4, rng.integers(0, size, at).tolist())
         for at in range(count)
     ]
+    for row in rows[1::3]:
+        row.mask = bits(np.flatnonzero(rng.random(size) < rng.choice([0.1, 0.9])).tolist(), size)
+    return rows
 
 
 @pytest.mark.parametrize("size", [50, 1_021, 30_000])
@@ -448,10 +339,9 @@ def test_a_resumed_choice_goes_on_as_if_nothing_had_happened() -> None:
 
 
 def test_choices_and_seeds_differ() -> None:
-    logits = np.zeros((30, 1000), dtype=np.float32)
     drawn = {
         (seed, choice): tuple(
-            tokens_of(logits, along(Sampling(seed=seed), 30, choice=choice), 1000)
+            tokens_of(np.zeros(1000), along(Sampling(seed=seed), 30, choice=choice))
         )
         for seed in (1, 2)
         for choice in (0, 1)

@@ -55,8 +55,7 @@ def test_frequencies_are_the_exact_probabilities(
     sampling = replace(sampling, seed=SEED)
     mask = None if allowed is None else bits(allowed, len(LOGITS))
     rows = along(sampling, DRAWS, counts=dict(COUNTS), mask=mask)
-    block = np.tile(np.array(LOGITS, dtype=np.float32), (DRAWS, 1))
-    observed = np.bincount(tokens_of(block, rows, len(LOGITS)), minlength=len(LOGITS))
+    observed = np.bincount(tokens_of(np.array(LOGITS), rows), minlength=len(LOGITS))
     assert observed.sum() == DRAWS
     assert_frequencies(observed, probabilities(LOGITS, sampling, COUNTS, allowed))
 
@@ -91,7 +90,7 @@ def test_frequencies_in_a_large_vocabulary(std: float, sampling: Sampling, allow
     if allowed != "any":
         for row in rows:
             row.mask = bits(ids, size) if row is rows[0] else rows[0].mask
-    drawn = tokens_of(np.broadcast_to(x, (draws, size)), rows, size)
+    drawn = tokens_of(x, rows)
     exact = probabilities(x.tolist(), sampling, counts, ids)
     observed = np.bincount(drawn, minlength=size)
     assert observed[exact == 0].sum() == 0
@@ -108,10 +107,9 @@ def test_whole_sequences_come_as_often_as_their_chain_of_probabilities() -> None
     sampling = Sampling(1.2, frequency_penalty=0.8, presence_penalty=-0.5, seed=SEED)
     logits, length, choices = (0.4, 0.0, -0.3), 3, 8_000
     rows = [SamplerRow(sampling, choice) for choice in range(choices)]
-    block = np.tile(np.array(logits, dtype=np.float32), (choices, 1))
     sequences: list[tuple[int, ...]] = [()] * choices
     for _ in range(length):
-        for at, token in enumerate(tokens_of(block, rows, len(logits))):
+        for at, token in enumerate(tokens_of(np.array(logits), rows)):
             rows[at].advance(token)
             sequences[at] += (token,)
     every = list(itertools.product(range(len(logits)), repeat=length))
@@ -137,7 +135,7 @@ def test_neighbours_are_independent(axis: str) -> None:
         seed, choice, position = (SEED + at * (axis == "seed"), at * (axis == "choice"), at)
         position *= axis == "position"
         rows.append(SamplerRow(Sampling(seed=seed), choice, position))
-    drawn = np.array(tokens_of(np.tile(np.float32(logits), (DRAWS, 1)), rows, len(logits)))
+    drawn = np.array(tokens_of(np.array(logits), rows))
     p = probabilities(logits, Sampling())
     for apart in (1, 2, 7):
         pairs = drawn[::2] * 4 + np.roll(drawn, -apart)[::2]  # roll: the last with the first
@@ -145,9 +143,8 @@ def test_neighbours_are_independent(axis: str) -> None:
 
 
 def test_every_choice_of_every_seed_is_a_stream_of_its_own() -> None:
-    logits = np.zeros((30, 1000), dtype=np.float32)
     streams = {
-        tuple(tokens_of(logits, along(Sampling(seed=seed), 30, choice=choice), 1000))
+        tuple(tokens_of(np.zeros(1000), along(Sampling(seed=seed), 30, choice=choice)))
         for seed in (1, 2, -1, 2**62)
         for choice in range(8)
     }
