@@ -40,11 +40,17 @@ def _gauge(name: str, what: str) -> Gauge:
 CLAIMS = _counter("penstock_claims", "Requests claimed by this process.")
 STEPS = _counter("penstock_steps", "Decode steps of the running batch.")
 TOKENS = _counter("penstock_tokens", "New completion tokens; their rate is tokens/s.")
+PROMPT_TOKENS = _counter("penstock_prompt_tokens", "Tokens of the prompts that were begun.")
+CACHED_TOKENS = _counter(
+    "penstock_cached_tokens", "Those of them whose KV was there; their share is the hit rate."
+)
+PREFIXES_EVICTED = _counter("penstock_prefix_evictions", "Entries the prefix cache gave up.")
 REPLAYED = _counter("penstock_replayed_tokens", "Persisted tokens that were computed again.")
 LOST = _counter("penstock_leases_lost", "Requests whose claim was somebody else's at the flush.")
 OUTCOMES = _counter("penstock_requests", "Requests that ended here.", ("model", "outcome"))
 ERRORS = _counter("penstock_worker_errors", "Steps that failed.", ("model", "code"))
 NUDGES_LOST = _counter("penstock_nudges_lost", "Nudges the broker did not take.", ("task",))
+PREFIX_BYTES = _gauge("penstock_prefix_bytes", "What the prefix cache holds.")
 SLOTS = _gauge("penstock_slots", "Rows that the running batch may have.")
 SLOTS_USED = _gauge("penstock_slots_used", "Rows of the running batch.")
 OCCUPANCY = Histogram(

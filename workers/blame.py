@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import RequestError, WorkerError
 from workers.engine import Engine
-from workers.events import Broken, Event, Failed
+from workers.events import Broken, Event, Failed, Finished, Tokens
 
 MOST_IN_A_ROW = 8
 QUIET_SECONDS = 300.0
@@ -88,12 +88,14 @@ class Blame:
         except (Exception, SystemExit) as error:
             events = self._engine.drain()
             return [*events, *self._failed(error)]
-        self._passed()
+        self._passed(events)
         return events
 
-    def _passed(self) -> None:
+    def _passed(self, events: Sequence[Event]) -> None:
         if not self._trials:
-            self._in_a_row = 0
+            # A chunk of a prompt that went well says nothing of a step.
+            if any(isinstance(event, Tokens | Finished) for event in events):
+                self._in_a_row = 0
         elif self._beyond(self._trials[-1].ids):
             self._in_a_row = 0
             self._trials.pop()
@@ -108,7 +110,7 @@ class Blame:
         return True
 
     def _failed(self, error: BaseException) -> list[Event]:
-        ids, rows = self._engine.involved, self._engine.seated
+        ids, rows = self._engine.involved, self._engine.rows
         if not ids:
             raise error
         found = _worker_error(error)
@@ -122,6 +124,7 @@ class Blame:
         if found.code == "memory":
             self._short_of_memory = min(self._short_of_memory or rows, rows)
             self._grow_at = self._clock() + self._quiet
+            self._engine.forget_prompts()
         if len(ids) == 1 and (rows <= 1 or found.code != "memory"):
             return [self._guilty(ids[0], found)]
         half = len(ids) // 2

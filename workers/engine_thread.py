@@ -9,10 +9,8 @@ import socket
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from orchestrator.db import store
 from orchestrator.db.database import Database
@@ -21,7 +19,9 @@ from orchestrator.settings import Settings
 from workers.admission import to_completion
 from workers.blame import Blame
 from workers.counters import Counters
-from workers.engine import Engine
+from workers.device_sampler import sampler_of
+from workers.engine import Completion, Engine, longest_first
+from workers.engine_state import EngineState, Observer
 from workers.memory import resident_bytes
 from workers.model import LoadedModel
 from workers.recorder import Recorder
@@ -30,21 +30,6 @@ log = logging.getLogger("penstock.worker")
 _SEEN_INTERVAL_SECONDS = 5.0
 _STOP_SECONDS = 30.0
 _SUSPECTS_INTERVAL_SECONDS = 1.0
-_RATE_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineState:
-    """What one engine is doing; `claims`: requests it holds, `tokens`: its own since its start."""
-
-    worker_id: str
-    model: str
-    device: str
-    slots: int
-    slots_used: int
-    claims: int
-    tokens: int
-    tokens_per_second: float
 
 
 class EngineThread(threading.Thread):
@@ -73,7 +58,15 @@ class EngineThread(threading.Thread):
         self._finished, self._ended = finished, ended
         self.worker_id = f"wrk_{uuid.uuid4().hex[:12]}"
         self.error: BaseException | None = None
-        self._engine = Engine(model.runner, model.tokenizer, model.eos)
+        self._engine = Engine(
+            model.runner,
+            model.tokenizer,
+            model.eos,
+            sampler_of(model.runner, model.tokenizer.vocab_size),
+            max_stall=settings.max_stall_ms / 1000,
+            prefix_bytes=model.sizing.prefix_cache_bytes,
+            least_chunk=model.calibration.chunk,
+        )
         self._counters = Counters(model.folder.name)
         self._blame = Blame(self._engine, self._counters.failed)
         self._recorder = Recorder(
@@ -88,7 +81,8 @@ class EngineThread(threading.Thread):
         self._cut_off: list[tuple[int, int]] | None = None  # what was held as the database went
         self._claim_at = self._seen_at = self._suspects_at = 0.0
         self._stepping_since: float | None = None
-        self._rate: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        names = self.worker_id, model.folder.name, model.runner.device
+        self._observer = Observer(self._engine, self._counters, *names)
         self.state = self._state()
 
     @property
@@ -170,7 +164,9 @@ class EngineThread(threading.Thread):
                 self._claim_at = 0.0
             self._nudged.clear()
             return
-        self._counters.step(self._engine.seated, self._engine.slots)
+        seeking = self._seeks_suspects
+        if self._engine.seated:
+            self._counters.step(self._engine.seated, self._engine.slots)
         self._stepping_since = time.monotonic()
         try:
             self._recorder.record(self._blame.step())
@@ -179,8 +175,24 @@ class EngineThread(threading.Thread):
             raise
         finally:
             self._stepping_since = None
-        if self._recorder.due:
+        if self._recorder.due or (seeking and not self._engine.halfway):
             self._flush()
+            if seeking and not self._recorder.all_clear:
+                self._suspects_at = time.monotonic() + _SUSPECTS_INTERVAL_SECONDS
+
+    @property
+    def _seeks_suspects(self) -> bool:
+        """It is time to ask for suspects, but somebody would be suspected with one."""
+        now = time.monotonic()
+        if now < max(self._suspects_at, self._claim_at) or self._room < 0:
+            return False
+        quiet = not self._blame.trying and not self._recorder.has_suspect
+        return quiet and not self._recorder.all_clear
+
+    @property
+    def _room(self) -> int:
+        """Choices that may be claimed: half of the slots ahead of need."""
+        return self._engine.slots + self._engine.slots // 2 - self._engine.load
 
     def _claim(self) -> None:
         """Claim in lots of a quarter of the slots at least, half of them ahead of need.
@@ -189,8 +201,7 @@ class EngineThread(threading.Thread):
         with it; until it has stored a token nothing is claimed beside it. Where there is always
         something to do, that moment is looked for every second.
         """
-        slots, now = self._engine.slots, time.monotonic()
-        room = slots + slots // 2 - self._engine.load
+        slots, now, room = self._engine.slots, time.monotonic(), self._room
         enough, due = room >= max(1, slots // 4), room >= 0 and now >= self._suspects_at
         if now < self._claim_at or not (enough or due):
             return
@@ -213,10 +224,7 @@ class EngineThread(threading.Thread):
         self._counters.claims.inc(len(claims))
         for claimed in claims:
             self._begin(claimed)
-        for claimed in claims:
-            self._admit(claimed)
-            if self._recorder.since_flush > self._settings.lease_seconds / 3:
-                self._flush()  # templates may take their time: the leases of all go on
+        self._admit(claims)
 
     def _begin(self, claimed: store.Claimed) -> None:
         log.info(
@@ -229,15 +237,26 @@ class EngineThread(threading.Thread):
         self._blame.cancel(claimed.request_id)
         self._recorder.begin(claimed)
 
-    def _admit(self, claimed: store.Claimed) -> None:
-        if not self._recorder.holds(claimed.request_id):
-            return  # lost or cancelled, while those before it were admitted
+    def _admit(self, claims: Sequence[store.Claimed]) -> None:
+        """The longest first."""
+        completions: list[Completion] = []
+        for claimed in claims:
+            if self._recorder.holds(claimed.request_id):  # neither lost nor cancelled meanwhile
+                with self._failing(claimed.request_id):
+                    completions.append(to_completion(claimed, self._model.wording))
+            if self._recorder.since_flush > self._settings.lease_seconds / 3:
+                self._flush()  # templates may take their time: the leases of all go on
+        for completion in longest_first(completions, self._model.runner.max_length):
+            if completion.choices and self._recorder.holds(completion.id):
+                with self._failing(completion.id):
+                    self._engine.admit(completion)
+
+    @contextmanager
+    def _failing(self, request_id: int) -> Iterator[None]:
         try:
-            completion = to_completion(claimed, self._model.wording)
-            if completion.choices:
-                self._engine.admit(completion)
+            yield
         except RequestError as error:
-            self._recorder.fail(claimed.request_id, error)
+            self._recorder.fail(request_id, error)
 
     def _flush(self) -> None:
         for request_id in self._recorder.flush():
@@ -276,19 +295,4 @@ class EngineThread(threading.Thread):
 
     def _state(self) -> EngineState:
         """Made by this thread alone; others read the finished value."""
-        now, tokens, seated = time.monotonic(), self._recorder.tokens, self._engine.seated
-        self._rate.append((now, tokens))
-        while len(self._rate) > 2 and self._rate[0][0] < now - _RATE_SECONDS:
-            self._rate.popleft()
-        since, before = self._rate[0]
-        self._counters.seats(seated, self._engine.slots, tokens)
-        return EngineState(
-            worker_id=self.worker_id,
-            model=self._model.folder.name,
-            device=self._model.runner.device,
-            slots=self._engine.slots,
-            slots_used=seated,
-            claims=len(self._recorder.open),
-            tokens=tokens,
-            tokens_per_second=(tokens - before) / max(now - since, 1e-3),
-        )
+        return self._observer.state(len(self._recorder.open), self._recorder.tokens)

@@ -45,12 +45,16 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A completion's prompt was prefilled; tokens that are computed again are counted apart."""
+    """A completion's prompt is begun; tokens that are computed again are counted apart.
+
+    `cached_tokens`: of the prompt's, those whose KV was there already.
+    """
 
     id: int
     prompt_tokens: int
     replayed_tokens: int
     warnings: tuple[str, ...] = ()
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +105,10 @@ class Broken:
 Event = Started | Tokens | Finished | Failed | Broken
 
 
-def started(completion: Completion) -> Started:
-    """A completion sits down with the tokens that its choices have already."""
+def started(completion: Completion, cached: int = 0) -> Started:
+    """A completion begins, with the tokens that its choices have already."""
     replayed = sum(len(choice.tokens) for choice in completion.choices)
-    return Started(completion.id, len(completion.prompt), replayed, completion.warnings)
+    return Started(completion.id, len(completion.prompt), replayed, completion.warnings, cached)
 
 
 def once_failed(events: Iterable[Event]) -> list[Event]:

@@ -44,6 +44,7 @@ class _Open:
     chunks: dict[int, _Chunk] = field(default_factory=dict)
     ends: list[store.ChoiceEnd] = field(default_factory=list)
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     replayed_tokens: int = 0
     completion_tokens: int = 0
     warnings: tuple[str, ...] = ()
@@ -201,7 +202,7 @@ class Recorder:
             error=(error.code, error.message) if error else None,
             usage=store.UsageWrite(
                 prompt_tokens=request.prompt_tokens,
-                cached_tokens=0,
+                cached_tokens=request.cached_tokens,
                 completion_tokens=request.completion_tokens,
                 replayed_tokens=request.replayed_tokens,
             ),
@@ -229,6 +230,8 @@ def _gather(request: _Open, event: Event) -> int:
     """Take note of it; how many new tokens it brought."""
     match event:
         case Started():
+            if not request.prompt_tokens:  # begun again, it finds what it computed itself
+                request.cached_tokens = event.cached_tokens
             request.prompt_tokens = event.prompt_tokens
             request.warnings = event.warnings
             request.replayed_tokens += event.replayed_tokens  # parked and begun again: both count

@@ -4,31 +4,52 @@ Knows nothing of runners or of who sits where.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from orchestrator.errors import RequestError
 from workers.calls import CallStream
 from workers.constraint import Matcher
 from workers.events import Choice, Completion, Event, Failed, Finished, Tokens
+from workers.protocols import Logits, TokenSampler
 from workers.sampler import Sampled, SamplerRow
 from workers.text import Emitted, TextStream
 from workers.tokenizer import Tokenizer, logprob_entry
 
-Logits = npt.NDArray[np.float32]
-
 
 @dataclass(eq=False, slots=True)
 class Admitted:
-    """A completion on its way: the choices not yet seated, and the logits they all begin from."""
+    """A completion on its way: the choices not yet seated, and how far its prompt is.
+
+    `key`: its prompt as the prefix cache knows it. `told`: its start was told. `row`: where `done`
+    tokens of the prompt lie (None: nowhere). `logits`: of the prompt's last token, while choices
+    wait that begin from them.
+    """
 
     completion: Completion
     limit: int
     waiting: deque[Choice]
-    prompt_logits: Logits | None = None
+    key: bytes
+    told: bool = False
+    row: int | None = None
+    done: int = 0
+    logits: Logits | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.completion.prompt)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a row of each choice may come to hold."""
+        return len(self.completion.prompt) + self.limit
+
+    @property
+    def whole(self) -> bool:
+        """All of the prompt lies in `row`."""
+        return self.row is not None and self.done == len(self.completion.prompt)
 
 
 @dataclass(eq=False, slots=True)
@@ -149,6 +170,26 @@ class Seat:
             tuple(emitted.logprobs or ()),
             emitted.calls,
         )
+
+
+def next_tokens(
+    sampler: TokenSampler, seats: Sequence[Seat], logits: Any, indices: Sequence[int]
+) -> list[Sampled | RequestError]:
+    """What comes next for each of `seats`, from the row of `logits` with its index.
+
+    Replayed choices get their persisted token, the others are sampled in one call.
+    """
+    outcomes: list[Sampled | RequestError | None] = []
+    for seat, index in zip(seats, indices, strict=True):
+        if seat.replaying:
+            token = seat.choice.tokens[seat.row.position]
+            outcomes.append(sampler.score(logits, index, seat.row, token))
+        else:
+            outcomes.append(seat.constrain())
+    fresh = [place for place, outcome in enumerate(outcomes) if outcome is None]
+    rows = [seats[place].row for place in fresh]
+    drawn = iter(sampler.sample(logits, [indices[i] for i in fresh], rows) if fresh else ())
+    return [next(drawn) if outcome is None else outcome for outcome in outcomes]
 
 
 def _stream(completion: Completion, tokenizer: Tokenizer) -> TextStream | CallStream:

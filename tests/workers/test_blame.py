@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
@@ -28,18 +30,32 @@ Fault = Callable[["FaultyRunner", Sequence[int], int], None]
 class FaultyRunner(FakeRunner):
     """Asks `fault` before each call: the first tokens of the rows in it, and their number."""
 
-    def __init__(self, fault: Fault, slots: int = 8) -> None:
-        super().__init__(TOKENIZER.vocab_size, slots=slots)
-        self.fault, self.calls = fault, 0
+    def __init__(self, fault: Fault, slots: int = 8, max_length: int = 128) -> None:
+        super().__init__(TOKENIZER.vocab_size, slots=slots, max_length=max_length)
+        self.fault, self.calls_made, self.end = fault, 0, 0
         self.lengths: list[int] = []
 
-    def prefill(self, slot: int, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        self.calls, self.lengths = self.calls + 1, []
-        self.fault(self, [*self.memory[:slot, 0].tolist(), tokens[0]], slot + 1)
-        return super().prefill(slot, tokens)
+    def prefill(self, row: int, tokens: Sequence[int], start: int = 0) -> npt.NDArray[np.float32]:
+        self._ask([tokens[0] if start == 0 else int(self.memory[row, 0])], start + len(tokens))
+        return super().prefill(row, tokens, start)
+
+    def extend(self, row: int, tokens: Sequence[int], start: int) -> None:
+        self._ask([tokens[0] if start == 0 else int(self.memory[row, 0])], start + len(tokens))
+        super().extend(row, tokens, start)
+
+    def prefill_together(
+        self, first: int, prompts: Sequence[Sequence[int]]
+    ) -> npt.NDArray[np.float32]:
+        self._ask([prompt[0] for prompt in prompts])
+        return super().prefill_together(first, prompts)
+
+    def _ask(self, prompts: list[int], end: int = 0) -> None:
+        self.calls_made, self.lengths, self.end = self.calls_made + 1, [], end
+        held = [token for token in self.memory[: self.slots, 0].tolist() if token >= 0]
+        self.fault(self, held + prompts, len(held) + len(prompts))
 
     def decode(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        self.calls += 1
+        self.calls_made, self.end = self.calls_made + 1, 0
         batch, self.lengths = len(np.asarray(tokens)), np.asarray(lengths).tolist()
         self.fault(self, self.memory[:batch, 0].tolist(), batch)
         return super().decode(tokens, lengths)
@@ -84,8 +100,10 @@ class Seen:
                     self.broken.append(event.id)
 
 
-def run(admitted: Sequence[Completion], runner: FakeRunner) -> tuple[Seen, Engine]:
-    engine = Engine(runner, TOKENIZER, EOS)
+def run(
+    admitted: Sequence[Completion], runner: FakeRunner, clock: Callable[[], float] = perf_counter
+) -> tuple[Seen, Engine]:
+    engine = Engine(runner, TOKENIZER, EOS, clock=clock)
     blame = Blame(engine)
     for completion in admitted:
         engine.admit(completion)
@@ -99,7 +117,7 @@ def run(admitted: Sequence[Completion], runner: FakeRunner) -> tuple[Seen, Engin
 
 
 def undisturbed(admitted: Sequence[Completion]) -> Seen:
-    return run(admitted, FakeRunner(TOKENIZER.vocab_size, slots=8))[0]
+    return run(admitted, FakeRunner(TOKENIZER.vocab_size, slots=8, max_length=200))[0]
 
 
 def assert_innocents_unharmed(seen: Seen, admitted: Sequence[Completion], guilty: Held) -> None:
@@ -170,6 +188,89 @@ def test_one_request_with_more_choices_than_memory_gets_fewer_slots() -> None:
     assert engine.slots in (1, 2)
 
 
+def slow() -> Callable[[], float]:
+    """Whatever is done takes a third of a second: prompts are computed in small parts."""
+    return count(step=0.3).__next__
+
+
+def long(number: int, guilty: Sequence[int] = ()) -> list[Completion]:
+    """Prompts that take many steps to compute beside running rows."""
+    return [
+        replace(each, prompt=(each.prompt[0], *range(30 + each.id, 120 + each.id)), max_tokens=60)
+        for each in completions(number, guilty)
+    ]
+
+
+@pytest.mark.parametrize("guilty", [0, 3, 6])
+def test_a_prompt_that_fails_half_way_is_to_blame_and_no_other(guilty: int) -> None:
+    begun: list[int] = []
+
+    def later(runner: FaultyRunner, first: Sequence[int], _rows: int) -> None:
+        if GUILTY in first and runner.end <= 60:
+            begun.append(runner.end)
+        elif GUILTY in first:
+            raise WorkerError("memory", "failed to allocate memory")
+
+    admitted = long(8, guilty=[guilty])
+    runner = FaultyRunner(later, slots=8, max_length=200)
+    seen, engine = run(admitted, runner, slow())
+    assert begun, "it came in parts"
+    assert seen.failed == {guilty: "out_of_memory"} and not seen.broken
+    assert_innocents_unharmed(seen, admitted, {guilty})
+    assert engine.slots == runner.slots == 8 and runner.held == 0
+
+
+def test_a_step_that_fails_beside_a_prompt_half_way_harms_neither() -> None:
+    halfway: list[bool] = []
+
+    def once(runner: FaultyRunner, _first: Sequence[int], rows: int) -> None:
+        begun = runner.lengths and (runner.memory[runner.slots :] >= 0).any()
+        if begun and rows > 2 and not halfway:
+            halfway.append(True)
+            raise RuntimeError("once")
+
+    admitted = long(9)
+    seen, _ = run(admitted, FaultyRunner(once, slots=8, max_length=200), slow())
+    assert halfway
+    assert not seen.failed and not seen.broken
+    assert_innocents_unharmed(seen, admitted, set())
+
+
+def test_too_many_prompts_at_once_halve_the_slots_and_nobody_fails() -> None:
+    def crowded(runner: FaultyRunner, first: Sequence[int], rows: int) -> None:
+        if not runner.lengths and rows > 2:
+            raise WorkerError("memory", "CUDA out of memory")
+
+    admitted = completions(9)
+    seen, engine = run(admitted, FaultyRunner(crowded))
+    assert not seen.failed and not seen.broken
+    assert_innocents_unharmed(seen, admitted, set())
+    assert engine.slots in (1, 2)
+
+
+def test_a_prompt_that_cannot_be_put_into_its_slot_is_to_blame() -> None:
+    class Copying(FaultyRunner):
+        def copy(self, source: int, target: int, length: int) -> None:
+            if self.memory[source, 0] == GUILTY and source >= self.slots:
+                raise WorkerError("memory", "failed to allocate memory")
+            super().copy(source, target, length)
+
+    admitted = completions(9, guilty=[4], n=2)
+    seen, engine = run(admitted, Copying(lambda runner, first, rows: None))
+    assert seen.failed == {4: "out_of_memory"}
+    assert_innocents_unharmed(seen, admitted, {4})
+    assert engine.slots >= 2
+
+
+def test_a_machine_that_can_compute_prompts_and_no_step_is_found_out() -> None:
+    def dead(runner: FaultyRunner, _first: Sequence[int], _rows: int) -> None:
+        if runner.lengths:
+            raise WorkerError("runtime", "CUDA error: device-side assert triggered")
+
+    with pytest.raises(WorkerError, match="device-side assert"):
+        run(long(40), FaultyRunner(dead, slots=8, max_length=200), slow())
+
+
 @pytest.mark.parametrize("error", [RuntimeError("boom"), SystemExit(3), WorkerError("runtime", "")])
 def test_any_other_error_gives_the_guilty_back_for_another_attempt(error: BaseException) -> None:
     def poison(_runner: FaultyRunner, first: Sequence[int], _rows: int) -> None:
@@ -185,7 +286,7 @@ def test_any_other_error_gives_the_guilty_back_for_another_attempt(error: BaseEx
 
 def test_one_hiccup_blames_nobody() -> None:
     def hiccup(runner: FaultyRunner, _first: Sequence[int], _rows: int) -> None:
-        if runner.calls == 20:
+        if runner.calls_made == 20:
             raise RuntimeError("once")
 
     admitted = completions(12)

@@ -110,7 +110,7 @@ def test_resumed_anywhere_it_ends_as_if_undisturbed(cut: int, before: int, after
     again = []
     for completion in completions(6):
         open_choices = tuple(
-            Choice(c.index, tuple(first.tokens[completion.id, c.index]))
+            Choice(c.index, tuple(first.tokens.get((completion.id, c.index), ())))
             for c in completion.choices
             if (completion.id, c.index) not in first.ends
         )

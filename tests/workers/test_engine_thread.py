@@ -13,9 +13,11 @@ import numpy.typing as npt
 import pytest
 from sqlalchemy import text
 
+from orchestrator import export
 from orchestrator.db import store, views
 from orchestrator.db.database import Database
 from orchestrator.errors import WorkerError
+from orchestrator.metrics import REGISTRY
 from orchestrator.settings import Settings
 from orchestrator.spec.job import parse_job
 from orchestrator.spec.plan import plan
@@ -23,6 +25,7 @@ from tests.fake_runner import FakeRunner
 from workers.engine_thread import EngineThread
 from workers.folder import TINY, ModelFolder
 from workers.model import LoadedModel
+from workers.prefixes import BLOCK
 from workers.tokenizer import Tokenizer
 
 SETTINGS = Settings(threads=1, flush_seconds=0.01, poll_seconds=0.02, lease_seconds=30)
@@ -191,6 +194,31 @@ def test_a_suspect_comes_to_its_turn_beside_work_that_never_ends(
         assert views.job_status(sqlite_db, endless).queued > 0
 
 
+def test_a_suspect_comes_to_its_turn_beside_prompts_that_come_in_chunks(
+    sqlite_db: Database, tiny: LoadedModel
+) -> None:
+    endless = submit(sqlite_db, [f"{i:03}" * 50 for i in range(400)])
+    job_id = submit(sqlite_db)
+    with sqlite_db.write() as tx:
+        tx.execute(text(f"UPDATE requests SET idle_attempts = 2 WHERE job_id = '{job_id}'"))
+        tx.execute(text(f"UPDATE jobs SET paused_at = created_at WHERE id = '{job_id}'"))
+    busy = threading.Event()
+
+    def step(_rows: Sequence[bytes]) -> None:
+        time.sleep(0.002)
+        busy.set()
+
+    # Of itself it never flushes: the moment at which all that have begun have stored a token is
+    # made, or there is none.
+    settings = replace(SETTINGS, max_stall_ms=1, flush_seconds=1e6, lease_seconds=1e6)
+    with at_work(sqlite_db, tiny, step, settings=settings):
+        wait(busy.is_set)
+        with sqlite_db.write() as tx:
+            tx.execute(text("UPDATE jobs SET paused_at = NULL"))
+        wait(lambda: "running" in column(sqlite_db, job_id, "state"), seconds=30)
+        assert views.job_status(sqlite_db, endless).queued > 0
+
+
 @pytest.mark.parametrize("lasting", [True, False])
 def test_a_database_that_is_away_is_waited_for_by_a_worker_of_the_fleet(
     sqlite_db: Database,
@@ -305,4 +333,29 @@ def test_what_a_thread_does_can_be_asked_at_any_time(
         held.set()
         wait(lambda: thread.state.claims == 0)
         assert thread.state.tokens == 8 * 12
+        state = thread.state
+        assert state.prompt_tokens > 0 and state.prefix_bytes > 0
     assert views.workers(sqlite_db) == []  # it has said good-bye
+
+
+def test_tokens_of_prompts_that_were_not_computed_are_counted_everywhere(
+    db: Database, tiny: LoadedModel
+) -> None:
+    word = "planetary " * 9
+    job_id = submit(db, [word, word, word + "ring"])
+    before = REGISTRY.get_sample_value("penstock_cached_tokens_total", {"model": "tiny"}) or 0.0
+    with at_work(db, tiny, nothing) as thread:
+        wait(lambda: views.job_status(db, job_id).state == "succeeded")
+        wait(lambda: thread.state.claims == 0)
+        state = thread.state
+    usages = [each.usage for each in views.results(db, job_id)]
+    spent = sorted((u.prompt_tokens, u.cached_tokens) for u in usages if u is not None)
+    (prompt, none), (same, whole), (longer, part) = spent
+    assert (none, whole) == (0, same) and prompt == same < longer
+    assert 0 < part < longer - 1 and part % BLOCK == 0
+    assert (state.prompt_tokens, state.cached_tokens) == (2 * prompt + longer, whole + part)
+    after = REGISTRY.get_sample_value("penstock_cached_tokens_total", {"model": "tiny"})
+    assert after == before + whole + part
+    for result in views.results(db, job_id):
+        usage = export.line(result)["completion"]["usage"]
+        assert (usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]) in spent
