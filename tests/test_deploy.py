@@ -13,10 +13,7 @@ import typer.main
 import yaml
 
 from orchestrator.cli import app
-from orchestrator.errors import WorkerError
 from orchestrator.settings import Settings
-from workers.folder import TINY
-from workers.runner import Runner
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
@@ -87,18 +84,6 @@ def test_the_gpu_worker_asks_for_a_gpu_when_it_is_asked_for(compose: Any) -> Non
     (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
     assert device["driver"] == "nvidia" and device["capabilities"] == ["gpu"]
     assert worker["command"][-2:] == ["--device", "cuda:0"]
-
-
-def test_the_files_say_whether_a_gpu_is_refused(tmp_path: Path) -> None:
-    try:
-        Runner(TINY, slots=1, max_length=16, device="cuda:0", cache=tmp_path).close()
-        refused = False
-    except WorkerError as error:  # another error is that of this machine
-        refused = "not supported yet" in error.message
-    for file in ("README.md", "compose.yaml"):
-        text = " ".join((DEPLOY / file).read_text(encoding="utf-8").replace("#", "").split())
-        said = "Penstock refuses `cuda:0`" in text or "refuses `--device cuda:0`" in text
-        assert said == refused, file
 
 
 def test_composes_commands_and_settings_are_real(compose: Any) -> None:
