@@ -23,21 +23,24 @@ lint: $(INSTALLED)  ## style, types, import contracts
 soak: $(INSTALLED)  ## the long forms, written into docs/reliability.md; the mutation gate
 	$(BIN)/python -m tests.faults.reliability --soak --shards 3
 	$(BIN)/python -m tests.faults.mutations
+	$(BIN)/python -m pytest -m soak tests/workers
 
-bench: $(INSTALLED)  ## the benchmark tables (peers: see benchmarks/README.md)
-	$(BIN)/python benchmarks/engine.py
+bench: $(INSTALLED) .venv-peers/installed  ## the benchmark tables, with peers (benchmarks/README.md); an hour
+	.venv-peers/bin/python benchmarks/make_model.py
+	$(BIN)/python benchmarks/work.py --short
 	$(BIN)/python benchmarks/claims.py
 	$(BIN)/python benchmarks/sampler.py
 
-parity: $(INSTALLED) .venv-parity/installed  ## make the parity models anew, compare with transformers live
+parity: $(INSTALLED) .venv-parity/installed  ## make the parity models anew, import some, compare with transformers live
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && \
 	.venv-parity/bin/python tests/parity/make.py --output "$$models" && \
 	.venv-parity/bin/python tests/parity/templates.py --output "$$models/templates.json" && \
 	PARITY_MODELS="$$models" PARITY_TEMPLATES="$$models/templates.json" \
-	$(BIN)/python -m pytest tests/workers/test_parity.py tests/templates
+	$(BIN)/python -m pytest tests/workers/test_parity.py tests/workers/test_builds.py \
+	  tests/templates tests/parity/real_import.py
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-parity .venv-openai-1.40 dist build
+	rm -rf .venv .venv-parity .venv-peers .venv-openai-1.40 dist build
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -47,6 +50,14 @@ $(INSTALLED): pyproject.toml
 .venv-parity/installed: tests/parity/requirements.txt
 	$(PYTHON) -m venv --clear .venv-parity
 	.venv-parity/bin/python -m pip install --quiet -r tests/parity/requirements.txt
+	touch $@
+
+# Without dead store elimination: gcc drops the tile configuration that llama.cpp writes for AMX,
+# and q4_0 ends in a segmentation fault on processors that have it.
+.venv-peers/installed: benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv --clear .venv-peers
+	CMAKE_ARGS='-DCMAKE_CXX_FLAGS="-fno-tree-dse -fno-dse"' \
+	.venv-peers/bin/python -m pip install --quiet -r benchmarks/requirements-peers.txt
 	touch $@
 
 .venv-openai-1.40/installed: tests/openai_client/requirements-1.40.txt

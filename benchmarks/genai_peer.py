@@ -1,78 +1,108 @@
-"""onnxruntime-genai's own generator as a peer: generates static batches when told to, and times it.
+"""onnxruntime-genai as a peer: its generator on static batches, and its `Engine`.
 
-Runs in the parity environment (tests/parity/requirements.txt), since onnxruntime-genai depends on
-`onnxruntime`, which owns the same module as `onnxruntime-gpu`. One JSON object a line: commands on
-stdin, answers on stdout. Knows nothing of Penstock: a folder and token ids in, token ids out.
+Runs in the peers' environment, since onnxruntime-genai depends on `onnxruntime`, which owns the
+same module as `onnxruntime-gpu`. On the CPU the `Engine` batches statically too: its continuous
+form needs PagedAttention, which has no kernel there.
 """
 
 import argparse
 import json
-import os
-import sys
-import time
-from collections.abc import Sequence
-from importlib.metadata import version
-from typing import TextIO
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnxruntime_genai as og
+from peer_side import Mode, Stamps, Work, serve
+
+Batch = Callable[[Sequence[Sequence[int]], Sequence[int], Stamps], list[list[int]]]
 
 
-def load(folder: str, threads: int) -> og.Model:
+def load(folder: str, threads: int, rows: int) -> Mapping[str, Mode]:
     """The model on the CPU with so many threads."""
     options = {"intra_op_num_threads": threads}
     config = og.Config(folder)
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-    return og.Model(config)
+    decoder = {"session_options": options}
+    static = {"static_batching": {"max_batch_size": rows}}
+    config.overlay(json.dumps({"model": {"decoder": decoder}, "engine": static}))
+    model = og.Model(config)
+    engine = og.Engine(model)
+    return {
+        "static": in_batches(partial(generator_batch, model)),
+        "engine": in_batches(partial(engine_batch, engine)),
+    }
 
 
-def generate(model: og.Model, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
-    """Greedy continuations of one static batch; `prompts` are of one length, so none is padded.
+def in_batches(run: Batch) -> Mode:
+    """Batches of `work.rows` prompts in their order; each runs until its longest row is done."""
+
+    def mode(work: Work, stamps: Stamps) -> list[list[int]]:
+        tokens: list[list[int]] = []
+        for first in range(0, len(work.prompts), work.rows):
+            chosen = slice(first, first + work.rows)
+            tokens += run(work.prompts[chosen], work.limits[chosen], stamps)
+        return tokens
+
+    return mode
+
+
+def generator_batch(
+    model: og.Model, prompts: Sequence[Sequence[int]], limits: Sequence[int], stamps: Stamps
+) -> list[list[int]]:
+    """Prompts are of one length, so that none is padded. Rows beyond their limit are not counted.
 
     `min_length` = `max_length` keeps the generator from ending at an EOS token.
     """
-    length = len(prompts[0]) + new_tokens
+    start = len(prompts[0])
+    length = start + max(limits)
     params = og.GeneratorParams(model)
     params.set_search_options(
         batch_size=len(prompts), max_length=length, min_length=length, do_sample=False
     )
     generator = og.Generator(model, params)
     generator.append_tokens(np.asarray(prompts, dtype=np.int32))
+    done = 0
     while not generator.is_done():
         generator.generate_next_token()
-    start = len(prompts[0])
-    return [generator.get_sequence(row)[start:].tolist() for row in range(len(prompts))]
+        stamps(sum(limit > done for limit in limits))
+        done += 1
+    rows = [generator.get_sequence(row)[start:].tolist() for row in range(len(prompts))]
+    return [row[:limit] for row, limit in zip(rows, limits, strict=True)]
 
 
-def answer(model: og.Model, command: dict[str, object]) -> dict[str, object]:
-    """Do one command: all prompts in batches; seconds by the clock and of the processor."""
-    prompts, batch = command["prompts"], command["batch"]
-    assert isinstance(prompts, list) and isinstance(batch, int)
-    began, cpu_began = time.perf_counter(), time.process_time()
-    tokens: list[list[int]] = []
-    for first in range(0, len(prompts), batch):
-        tokens += generate(model, prompts[first : first + batch], int(str(command["new_tokens"])))
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu_began
-    return {"seconds": seconds, "cpu_seconds": cpu, "tokens": tokens}
-
-
-def serve(model: og.Model, commands: TextIO, answers: TextIO) -> None:
-    """Answer until the commands end; the first line says that the model is loaded."""
-    versions = {name: version(name) for name in ("onnxruntime-genai", "onnxruntime")}
-    print(json.dumps({"versions": versions}), file=answers, flush=True)
-    for line in commands:
-        print(json.dumps(answer(model, json.loads(line))), file=answers, flush=True)
+def engine_batch(
+    engine: og.Engine, prompts: Sequence[Sequence[int]], limits: Sequence[int], stamps: Stamps
+) -> list[list[int]]:
+    """The same as so many requests of its `Engine`, begun together."""
+    buffer = engine.create_event_buffer(4 * len(prompts))
+    found: dict[og.Request, list[int]] = {}
+    for prompt, limit in zip(prompts, limits, strict=True):
+        options = og.RequestOptions()
+        options.set_max_session_tokens(len(prompt) + limit)
+        request = engine.create_request(options=options)
+        turn = og.TurnOptions(request)
+        turn.set_do_sample(False)
+        turn.set_min_generated_tokens(limit)
+        turn.set_max_generated_tokens(limit)
+        request.begin_turn(np.asarray(prompt, dtype=np.int32), turn)
+        found[request] = []
+    while engine.has_pending_requests():
+        events = [e for e in engine.run(buffer) if e.flags.value & og.EngineEventFlags.TOKEN.value]
+        for event in events:
+            found[event.request].append(event.token)
+        stamps(len(events))
+    for request in found:
+        request.close()
+    return list(found.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder")
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--rows", type=int, required=True, help="at most in one batch")
     arguments = parser.parse_args()
-    # What the library may print to stdout must not get between the answers.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    serve(load(arguments.folder, arguments.threads), sys.stdin, answers)
+    packages = ("onnxruntime-genai", "onnxruntime")
+    serve(packages, lambda: load(arguments.folder, arguments.threads, arguments.rows))
 
 
 if __name__ == "__main__":

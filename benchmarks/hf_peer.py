@@ -42,12 +42,15 @@ def step_of(kind: str, logits: torch.Tensor, mask: torch.Tensor | None) -> Step:
     if kind == "top_p 0.95":
         warpers = LogitsProcessorList([TopPLogitsWarper(0.95)])
         return lambda x: drawn(warpers(ids, x))
+    bias = SequenceBiasLogitsProcessor([[[5], 1.0], [[7], -100.0]])
+    both = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.1), bias])
     if kind == "penalised":
-        bias = SequenceBiasLogitsProcessor([[[5], 1.0], [[7], -100.0]])
-        both = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.1), bias])
         return lambda x: drawn(both(ids, x))
+    if kind == "all of these":
+        three = LogitsProcessorList([*both, TopPLogitsWarper(0.95)])
+        return lambda x: with_logprobs(x, drawn(three(ids, x)))
     if kind == "logprobs 20":
-        return with_logprobs
+        return lambda x: with_logprobs(x, drawn(x))
     if kind == "JSON":
         assert mask is not None
         return lambda x: drawn(x.masked_fill(mask, -torch.inf))
@@ -55,8 +58,7 @@ def step_of(kind: str, logits: torch.Tensor, mask: torch.Tensor | None) -> Step:
     return drawn
 
 
-def with_logprobs(x: torch.Tensor) -> object:
-    tokens = drawn(x)
+def with_logprobs(x: torch.Tensor, tokens: torch.Tensor) -> object:
     logprobs = torch.log_softmax(x, dim=-1)
     return logprobs.gather(1, tokens[:, None]), torch.topk(logprobs, TOP, dim=-1)
 

@@ -1,15 +1,16 @@
-"""Makes a model of real size with random weights: a Hugging Face folder, then the builder's ONNX.
+"""Makes a model of real size with random weights: a Hugging Face folder, ONNX from it, and GGUF.
 
-Runs in the parity environment (`make .venv-parity/installed`), like tests/parity/make.py. What
-matters for speed is as in the real model: shape, tied embeddings, vocabulary, precision. Two things
-are made up: a byte-level tokenizer of invented merges, of the vocabulary's full size (sampling
-looks at the tokenizer's ids only), and the last norm's weight, so that the logits are as peaked
-as those of a trained model. Knows nothing of Penstock, nor of how fast anything runs.
+Runs in the peers' environment (`make .venv-peers/installed`). What matters for speed is as in the
+real model: shape, tied embeddings, vocabulary, precision. Two things are made up: a byte-level
+tokenizer of invented merges, of the vocabulary's full size (sampling looks at the tokenizer's ids
+only), and the last norm's weight, so that the logits are as peaked as those of a trained model.
+One checkpoint is the source of all forms. Knows nothing of Penstock, nor of how fast anything runs.
 """
 
 import argparse
 import itertools
 import json
+import os
 import shutil
 import string
 import subprocess
@@ -21,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from gguf_model import quantize, write_gguf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -36,7 +38,17 @@ SEED = 20251123
 CONTEXT = 4096
 INITIALIZER = 0.02  # standard deviation of the weights, as both families are initialised
 LOGIT_STD = 4.2  # entropy about ln(vocabulary) - LOGIT_STD**2 / 2: some 3 nats at 151,936 tokens
-PACKAGES = ("onnxruntime-genai", "onnxruntime", "torch", "transformers")
+GGUF = "model.gguf"
+SOURCES: dict[str, tuple[str, ...]] = {  # what each form is made from
+    "hf": (),
+    "fp32": ("hf",),
+    "int8": ("hf",),
+    "int4": ("hf",),
+    "f32": ("hf",),
+    "q4_0": ("hf", "f32"),
+}
+FORMS = ("hf", "fp32", "int4", "f32", "q4_0")
+PACKAGES = ("onnxruntime-genai", "onnxruntime", "torch", "transformers", "llama-cpp-python")
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -150,29 +162,61 @@ def build(checkpoint: Path, folder: Path, scratch: Path, precision: str) -> None
         raise SystemExit(f"the model builder failed:\n{finished.stdout}")
 
 
+def make(form: str, folder: Path, arguments: argparse.Namespace) -> None:
+    """Fill `folder` with one form of the model; those it is made from are there."""
+    checkpoint = beside(folder, form, "hf")
+    if form == "hf":
+        shape = SHAPES[arguments.shape]
+        write_checkpoint(shape, folder, arguments.seed, arguments.logit_std)
+    elif form == "f32":
+        write_gguf(checkpoint, folder / GGUF)
+    elif form == "q4_0":
+        quantize(beside(folder, form, "f32") / GGUF, folder / GGUF, os.cpu_count() or 1)
+    else:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as cache:
+            build(checkpoint, folder, Path(cache), form)
+
+
+def beside(folder: Path, form: str, other: str) -> Path:
+    return folder.with_name(folder.name.removesuffix(form) + other)
+
+
+def is_made(folder: Path, record: dict[str, object]) -> bool:
+    """Whether it is there, of this shape and seed; SystemExit if it is somebody else's."""
+    if not folder.exists():
+        return False
+    if not (folder / RECORD).is_file():
+        raise SystemExit(f"{folder} is there and not of this script's making: it is left alone")
+    made = json.loads((folder / RECORD).read_text())
+    return all(made.get(name) == record[name] for name in ("shape", "seed", "logit_std"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
-    parser.add_argument("--precision", choices=("fp32", "int8", "int4"), default="int4")
+    parser.add_argument("--form", choices=SOURCES, nargs="+", default=FORMS)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--logit-std", type=float, default=LOGIT_STD, help="untrained: 0.6")
-    parser.add_argument("--output", type=Path, help="default: models/SHAPE-PRECISION beside this")
+    parser.add_argument("--output", type=Path, default=MODELS, help="gets folders SHAPE-FORM")
     arguments = parser.parse_args()
-    folder = arguments.output or MODELS / f"{arguments.shape}-{arguments.precision}"
-    if folder.exists() and not (folder / RECORD).is_file():
-        raise SystemExit(f"{folder} is there and not of this script's making: it is left alone")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
-        checkpoint = Path(scratch) / "checkpoint"
-        write_checkpoint(SHAPES[arguments.shape], checkpoint, arguments.seed, arguments.logit_std)
-        build(checkpoint, folder, Path(scratch) / "cache", arguments.precision)
-    record = {
-        **{name: getattr(arguments, name) for name in ("shape", "precision", "seed", "logit_std")},
+    record: dict[str, object] = {
+        **{name: getattr(arguments, name) for name in ("shape", "seed", "logit_std")},
         "versions": {name: version(name) for name in PACKAGES},
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    print(f"made {folder}")
+    wanted = set(arguments.form).union(*(SOURCES[form] for form in arguments.form))
+    for form in [form for form in SOURCES if form in wanted]:  # sources come first
+        folder = arguments.output / f"{arguments.shape}-{form}"
+        if is_made(folder, record):
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            make(form, folder, arguments)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        print(f"made {folder}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
-"""A peer in a process of its own, asked in lines of JSON; knows nothing of what it is asked."""
+"""A peer in a process of its own, asked in lines of JSON; its side is peer_side.py."""
 
 import json
 import subprocess
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from peer_side import Work
+from stopwatch import busy_cpu_seconds
+from turns import Turn, others_share
 
 
 class PeerProcess:
@@ -25,6 +30,15 @@ class PeerProcess:
         assert self._process.stdin is not None
         print(json.dumps(command), file=self._process.stdin, flush=True)
         return self._read()
+
+    def turn(self, mode: str, work: Work) -> Turn:
+        """Its turn at a piece of work, in one of the modes of its script."""
+        busy = busy_cpu_seconds()
+        reply = self.ask({"mode": mode, "work": asdict(work)})
+        seconds = float(reply["seconds"])
+        others = others_share(busy, float(reply["cpu_seconds"]), seconds)
+        stamps = [(float(at), int(tokens)) for at, tokens in reply["stamps"]]
+        return Turn(seconds, reply["tokens"], others, stamps)
 
     def close(self) -> None:
         assert self._process.stdin is not None

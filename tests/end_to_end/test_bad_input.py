@@ -190,7 +190,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         configured("decoder", "outputs", "present_key_names", value="other.%d"),
         "and output 'other.0'",
     ),
-    "layers too many": (configured("decoder", "num_hidden_layers", value=3), "a layer (3), found"),
+    "layers too many": (
+        configured("decoder", "num_hidden_layers", value=3),
+        "expected input 'past_key_values.2.key', found none",
+    ),
     "heads of no size": (configured("decoder", "head_size", value=0), "expected a whole number"),
     "heads too large": (configured("decoder", "head_size", value=10**15), "no memory for"),
 }

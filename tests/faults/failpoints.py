@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +204,9 @@ def _arm_slowness(seconds: float) -> None:
 def _arm_poison(kind: str, ids: frozenset[int]) -> None:
     seat = engines.Engine._seat
 
-    def patched(self: engines.Engine, admitted: Any) -> Any:
+    def patched(self: engines.Engine, admitted: Any, computed: Any) -> Any:
         if admitted.completion.id not in ids:
-            return seat(self, admitted)
+            return seat(self, admitted, computed)
         match kind:
             case "exception":
                 raise RuntimeError("poisoned by the test")
@@ -216,8 +217,7 @@ def _arm_poison(kind: str, ids: frozenset[int]) -> None:
             case "endless":
                 while True:
                     pass
-        seated = seat(self, admitted)
-        admitted.prompt_logits = np.full_like(admitted.prompt_logits, np.nan)
-        return seated
+        seated, computed = seat(self, admitted, computed)
+        return seated, replace(computed, logits=np.full_like(computed.logits, np.nan))
 
     engines.Engine._seat = patched  # type: ignore[method-assign]
