@@ -11,9 +11,7 @@ Knows nothing of memory: what the device has room for is another question (sizin
 import hashlib
 import json
 import logging
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +21,7 @@ import onnx
 
 from workers.costs import step_costs
 from workers.excerpt import Excerpt, first_layers
+from workers.files import write_whole
 from workers.folder import ModelFolder
 from workers.machine import Machine, Others, this_machine
 from workers.trial import OpenSession, Trial
@@ -250,11 +249,7 @@ def _read(file: Path) -> Calibration | None:
 def _write(file: Path, found: Calibration) -> bool:
     """Keep it, whole or not at all; False where that cannot be."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")
-        with os.fdopen(handle, "w") as stream:
-            json.dump(asdict(found), stream)
-        Path(name).replace(file)
+        write_whole(file, json.dumps(asdict(found)).encode())
     except OSError as error:
         log.warning("calibration.not_kept file=%s: %s; the defaults are taken", file, error)
         return False

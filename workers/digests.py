@@ -6,10 +6,9 @@ time (ctime) is one of them, which no tool sets back. Knows nothing of what the 
 
 import json
 import logging
-import os
-import tempfile
 from pathlib import Path
 
+from workers.files import write_whole
 from workers.folder import file_digest
 
 log = logging.getLogger("penstock.model")
@@ -42,11 +41,7 @@ class Digests:
         """With what other processes have kept since; a cache that cannot be written is none."""
         self._known = self._read() | {str(file): entry}
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._file.parent, suffix=".part")
-            with os.fdopen(handle, "w") as stream:
-                json.dump(self._known, stream)
-            Path(temporary).replace(self._file)
+            write_whole(self._file, json.dumps(self._known).encode())
         except OSError as error:
             log.warning("digest.not_kept file=%s: %s", self._file, error)
 

@@ -6,13 +6,12 @@ whether a graph can run is said by prepare.py. docs/models.md.
 """
 
 import json
-import os
 import shlex
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from workers.configs import number, read_object, refused
+from workers.files import write_whole
 
 CHOICE = "penstock.json"
 # How exporters call their precisions, and the import that makes its like.
@@ -83,11 +82,7 @@ def choose(path: Path, name: str) -> None:
     settings = read_object(file) if file.is_file() else {}
     settings["graph"] = found.relative_to(path).as_posix()
     try:
-        handle, temporary = tempfile.mkstemp(dir=path, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(json.dumps(settings, indent=2) + "\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
+        write_whole(file, (json.dumps(settings, indent=2) + "\n").encode(), mode=0o644)
     except OSError as error:
         raise refused(path, f"{CHOICE} cannot be written: {error}") from error
 

@@ -13,6 +13,7 @@ from onnx import NodeProto, helper
 
 from workers.configs import read_object
 from workers.folder import ModelFolder
+from workers.sources import rotations
 from workers.wording import Wording
 
 
@@ -88,12 +89,8 @@ def _softcap(nodes: list[NodeProto], attention: list[dict[str, float]]) -> str |
 
 
 def _rope(config: dict[str, object]) -> str | None:
-    for key in ("rope_scaling", "rope_parameters"):
-        found = config.get(key)
-        kinds = [found, *found.values()] if isinstance(found, dict) else []
-        for each in kinds:
-            kind = each.get("rope_type", each.get("type")) if isinstance(each, dict) else None
-            if kind not in (None, "default") and isinstance(each, dict):
-                factor = f", factor {each['factor']}" if "factor" in each else ""
-                return f"{kind}{factor}"
+    for _, kind, told in rotations(config):
+        if kind != "default":
+            factor = f", factor {told['factor']}" if "factor" in told else ""
+            return f"{kind}{factor}"
     return None

@@ -91,8 +91,7 @@ class LoadedModel:
             threads=calibration.threads,
             spinning=calibration.spinning,
             deterministic=settings.deterministic,
-            cache=settings.cache_dir,
-            context=context,
+            graph=graph,
         )
         sizing = _allot(folder, runner, _size(runner, settings, calibration, free))
         fingerprint = _fingerprint(folder, runner, settings.cache_dir)

@@ -7,9 +7,7 @@ Knows files and external data; nothing of operators, sessions or memory.
 """
 
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -18,6 +16,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from orchestrator.errors import WorkerError
 from workers.configs import read_object
+from workers.files import write_whole
 from workers.folder import ModelFolder
 from workers.graph_edit import LAST, LENGTHS, POSITIONS, TOTAL, edit
 from workers.rope import switch_length
@@ -49,7 +48,8 @@ def prepare(path: Path, cache: Path | None = None, *, context: int | None = None
     edit(folder, model, context=context, window=_window(folder))
     for place in places:
         try:
-            return _write(model, place, name)
+            write_whole(place / name, model.SerializeToString(), mode=0o644)
+            return place / name
         except OSError as error:
             refusal = error
     raise WorkerError("model", f"cannot write the prepared graph {name}: {refusal}")
@@ -130,20 +130,6 @@ def _bytes(folder: ModelFolder, tensor: TensorProto, value: str) -> int:
             "model", f"{folder.graph}: weight {tensor.name!r} lies at {value!r}: no whole number"
         )
     return int(value)
-
-
-def _write(model: ModelProto, place: Path, name: str) -> Path:
-    place.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=place, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(model.SerializeToString())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, place / name)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return place / name
 
 
 def _digest(graph: Path) -> str:

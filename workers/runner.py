@@ -51,13 +51,15 @@ class Runner:
         chunk: int = CHUNK,
         cache: Path | None = None,
         context: int | None = None,
+        graph: Path | None = None,
     ) -> None:
         """Load the prepared graph and make `slots` + `staging` rows of `max_length` positions.
 
         `capacity`: tokens that the rows of the batch may hold together, all of them full by
         default; `paged`: the host keeps no more than these in memory. `threads` 0: one a core;
         never more than the model has heads.
-        `context`: see `prepare`. Raises WorkerError: device, model, memory.
+        `graph`: what `prepare` gave; None: it is asked here, with `cache` and `context`.
+        Raises WorkerError: device, model, memory.
         """
         self.folder = ModelFolder.load(folder)
         self.slots, self.staging = slots, staging
@@ -68,7 +70,7 @@ class Runner:
             # With more threads than heads the kernel shares a long row's step out among them, but
             # only where few rows are in the batch: its numbers would depend on its neighbours.
             self.threads = min(self.threads, self.folder.heads)
-        self.graph = prepare(self.folder.path, cache, context=context)
+        self.graph = graph or prepare(self.folder.path, cache, context=context)
         self.place = _open(self.folder, self.graph, device, self.threads, spinning, deterministic)
         self.grain: int = self.place.grain
         self._chunk = max(2, chunk) if self.grain == 1 else self.grain

@@ -8,7 +8,7 @@ both run; nothing of how a build is made (importing.py).
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,15 +150,24 @@ def _refuse_kinds(where: str, config: dict[str, object], architecture: str) -> N
 def _check_rotation(where: str, config: dict[str, object], architecture: str) -> None:
     """A rotation that the builder does not know for this family it leaves out, silently."""
     known = _ROTATIONS_OF.get(architecture, _ROTATIONS)
+    for key, kind, _ in rotations(config):
+        if kind not in known:
+            one_of = " or ".join(sorted(known))
+            raise SpecError(f"{where}: {key}.rope_type", one_of, repr(kind))
+
+
+def rotations(
+    config: Mapping[str, object],
+) -> Iterator[tuple[str, object, Mapping[str, object]]]:
+    """Each rotation that config.json names a kind of: its key, the kind, all that is said of it."""
     for key in ("rope_scaling", "rope_parameters"):
         scaling = config.get(key)
         if not isinstance(scaling, dict):
             continue
         for each in (scaling, *scaling.values()):  # one for each kind of layer, in some
             kind = each.get("rope_type", each.get("type")) if isinstance(each, dict) else None
-            if kind is not None and kind not in known:
-                one_of = " or ".join(sorted(known))
-                raise SpecError(f"{where}: {key}.rope_type", one_of, repr(kind))
+            if kind is not None:
+                yield key, kind, each
 
 
 def _above_one(value: object) -> bool:

@@ -54,15 +54,15 @@ def test_a_folder_that_cannot_be_written_is_prepared_in_the_cache(
 ) -> None:
     import workers.prepare as module
 
-    write, cache = module._write, tmp_path / "cache"
+    write, cache = module.write_whole, tmp_path / "cache"
 
-    def only_the_cache(model: onnx.ModelProto, place: Path, name: str) -> Path:
+    def only_the_cache(file: Path, data: bytes, *, mode: int) -> None:
         # root may write anywhere, so the refusal of a read-only folder is raised here
-        if place == folder.resolve():
-            raise PermissionError(13, "Permission denied", str(place))
-        return write(model, place, name)
+        if file.parent == folder.resolve():
+            raise PermissionError(13, "Permission denied", str(file.parent))
+        write(file, data, mode=mode)
 
-    monkeypatch.setattr(module, "_write", only_the_cache)
+    monkeypatch.setattr(module, "write_whole", only_the_cache)
     before = contents(folder)
     elsewhere = Runner(folder, slots=1, max_length=32, threads=1, cache=cache)
     assert contents(folder) == before and len(list(cache.iterdir())) == 1
