@@ -53,11 +53,12 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 # Without dead store elimination: gcc drops the tile configuration that llama.cpp writes for AMX,
-# and q4_0 ends in a segmentation fault on processors that have it.
+# and q4_0 ends in a segmentation fault on processors that have it. Without pip's cache: it would give
+# a wheel that was built before, with whatever flags.
 .venv-peers/installed: benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv --clear .venv-peers
 	CMAKE_ARGS='-DCMAKE_CXX_FLAGS="-fno-tree-dse -fno-dse"' \
-	.venv-peers/bin/python -m pip install --quiet -r benchmarks/requirements-peers.txt
+	.venv-peers/bin/python -m pip install --quiet --no-cache-dir -r benchmarks/requirements-peers.txt
 	touch $@
 
 .venv-openai-1.40/installed: tests/openai_client/requirements-1.40.txt
