@@ -126,14 +126,17 @@ class Run:
                 return None
             if (found := common(self.kept, prompt)) >= least:
                 length = min(found, len(prompt) - 1)
-        place = self.free.pop()
+        place = min(self.free)
+        self.free.remove(place)
         self.context.copy(self.work.rows, place, length)
         return Row(number, prompt, limit, place, length)
 
     def step(self) -> int:
         """One pass; how many tokens came of it."""
         asked = []
-        for row in sorted(self.running, key=lambda row: len(row.waiting)):
+        # In the order of their places: with a memory for each sequence the library computes those
+        # together that follow each other, and the others one by one.
+        for row in sorted(self.running, key=lambda row: (len(row.waiting), row.place)):
             if self.context.batch.n_tokens < BATCH and self.context.add(row):
                 asked.append((row, self.context.batch.n_tokens - 1))
         self.context.compute()
