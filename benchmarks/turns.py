@@ -37,9 +37,17 @@ class Turn:
         return sum(map(len, self.tokens)) / self.seconds
 
     def decode_rate(self, rows: int) -> float:
-        """New tokens a second of the steps with all `rows` rows in them, but for the first."""
-        full = [at for at, tokens in self.stamps if tokens == rows]
-        return rows * (len(full) - 1) / (full[-1] - full[0]) if len(full) > 1 else float("nan")
+        """New tokens a second of the longest run of steps with a token for each of `rows` rows.
+
+        While prompts are still computed, a step may have as many by chance.
+        """
+        full, longest = list[float](), list[float]()
+        for at, tokens in self.stamps:
+            full = [*full, at] if tokens == rows else []
+            longest = max(longest, full, key=len)
+        if len(longest) < 2:
+            return float("nan")
+        return rows * (len(longest) - 1) / (longest[-1] - longest[0])
 
     def prompt_rate(self, prompt_tokens: int, rows: int) -> float:
         """Prompt tokens a second until the first step with all rows in it."""
