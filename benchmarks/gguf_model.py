@@ -1,4 +1,4 @@
-"""A Hugging Face folder's weights as GGUF, float32 and q4_0, for llama.cpp.
+"""A Hugging Face folder's weights as GGUF, float32, q4_0 and q8_0, for llama.cpp.
 
 Runs in the peers' environment. The same tensors under llama.cpp's names; without a vocabulary,
 since the benchmarks give and take token ids. Knows the two families that make_model.py makes.
@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 Weights = npt.NDArray[np.float32]
 
-Q4_0 = 2  # llama.h: LLAMA_FTYPE_MOSTLY_Q4_0
+KINDS = {"q4_0": 2, "q8_0": 7}  # llama.h: LLAMA_FTYPE_MOSTLY_...
 NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -80,10 +80,10 @@ def interleaved(weights: Weights, heads: int) -> Weights:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weights.shape))
 
 
-def quantize(source: Path, target: Path, threads: int) -> None:
-    """llama.cpp's own q4_0, of every matrix: head and embeddings too, as the builder does."""
+def quantize(source: Path, target: Path, kind: str, threads: int) -> None:
+    """llama.cpp's own q4_0 or q8_0, of every matrix: head and embeddings too."""
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.nthread, params.pure = Q4_0, threads, True
+    params.ftype, params.nthread, params.pure = KINDS[kind], threads, True
     words = str(source).encode(), str(target).encode()
     if llama_cpp.llama_model_quantize(*words, ctypes.byref(params)):
         raise SystemExit(f"llama.cpp could not quantise {source}")

@@ -4,7 +4,7 @@ Runs in the peers' environment (`make .venv-peers/installed`). What matters for 
 real model: shape, tied embeddings, vocabulary, precision. Two things are made up: a byte-level
 tokenizer of invented merges, of the vocabulary's full size (sampling looks at the tokenizer's ids
 only), and the last norm's weight, so that the logits are as peaked as those of a trained model.
-One checkpoint is the source of all forms. Knows nothing of Penstock, nor of how fast anything runs.
+One checkpoint is the source of all forms. Knows nothing of how fast anything runs.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from gguf_model import quantize, write_gguf
+from gguf_model import KINDS, quantize, write_gguf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -45,9 +45,11 @@ SOURCES: dict[str, tuple[str, ...]] = {  # what each form is made from
     "int8": ("hf",),
     "int4": ("hf",),
     "f32": ("hf",),
+    "w8a8": ("hf", "fp32"),
     "q4_0": ("hf", "f32"),
+    "q8_0": ("hf", "f32"),
 }
-FORMS = ("hf", "fp32", "int4", "f32", "q4_0")
+FORMS = ("hf", "fp32", "int4", "w8a8", "f32", "q4_0", "q8_0")
 PACKAGES = ("onnxruntime-genai", "onnxruntime", "torch", "transformers", "llama-cpp-python")
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
@@ -170,11 +172,24 @@ def make(form: str, folder: Path, arguments: argparse.Namespace) -> None:
         write_checkpoint(shape, folder, arguments.seed, arguments.logit_std)
     elif form == "f32":
         write_gguf(checkpoint, folder / GGUF)
-    elif form == "q4_0":
-        quantize(beside(folder, form, "f32") / GGUF, folder / GGUF, os.cpu_count() or 1)
+    elif form in KINDS:
+        quantize(beside(folder, form, "f32") / GGUF, folder / GGUF, form, os.cpu_count() or 1)
+    elif form == "w8a8":
+        quantize_rows(beside(folder, form, "fp32"), folder)
     else:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as cache:
             build(checkpoint, folder, Path(cache), form)
+
+
+def quantize_rows(fp32: Path, folder: Path) -> None:
+    """As `penstock models import --precision w8a8` does with what the builder made."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from workers.row_quantized import quantize as quantize_graph
+
+    quantize_graph(fp32 / "model.onnx", folder)
+    for file in fp32.iterdir():
+        if "onnx" not in file.name and file.name != RECORD:
+            shutil.copyfile(file, folder / file.name)
 
 
 def beside(folder: Path, form: str, other: str) -> Path:

@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 MODELS = HERE / "models"
 PEER_PYTHON = HERE.parent / ".venv-peers" / "bin" / "python"
 ENGINE, SAMPLED = "engine", "engine, sampled"
-PRECISIONS = ("fp32", "int4")
+PRECISIONS = ("fp32", "w8a8", "int4")
 
 GENAI, GENAI_ENGINE = "genai", "genai Engine"
 LLAMA, LLAMA_COPIED = "llama.cpp", "llama.cpp, copied"
@@ -39,23 +39,23 @@ class Kind:
 
 
 # llama.cpp keeps KV in 16 bits unless told otherwise; the others in float32 where weights are.
-# transformers has no 4 bits on the CPU: bfloat16 is the nearest that it computes with.
+# transformers has neither 4 bits nor 8 on the CPU: bfloat16 is the nearest that it computes with.
 _KINDS = {
     "genai": Kind(
         "genai_peer.py",
-        {"fp32": "fp32", "int4": "int4"},
-        {"fp32": ("--rows", "16"), "int4": ("--rows", "16")},
+        {"fp32": "fp32", "w8a8": "w8a8", "int4": "int4"},
+        dict.fromkeys(PRECISIONS, ("--rows", "16")),
     ),
     "llama": Kind(
         "llama_peer.py",
-        {"fp32": "f32", "int4": "q4_0"},
-        {"fp32": ("--kv", "f32"), "int4": ("--kv", "f16")},
+        {"fp32": "f32", "w8a8": "q8_0", "int4": "q4_0"},
+        {"fp32": ("--kv", "f32"), "w8a8": ("--kv", "f16"), "int4": ("--kv", "f16")},
         file="model.gguf",
     ),
     "transformers": Kind(
         "transformers_peer.py",
-        {"fp32": "hf", "int4": "hf"},
-        {"fp32": ("--dtype", "fp32"), "int4": ("--dtype", "bf16")},
+        dict.fromkeys(PRECISIONS, "hf"),
+        {"fp32": ("--dtype", "fp32"), "w8a8": ("--dtype", "bf16"), "int4": ("--dtype", "bf16")},
     ),
 }
 _MODES = {

@@ -198,8 +198,9 @@ def sized(options: argparse.Namespace) -> dict[str, Size]:
     return {kind: replace(size, **given) for kind, size in base.items()}
 
 
-# Decoding is compared in both; the larger tables in the precision that bulk work is done in.
-DEFAULT_PRECISIONS = {"decode": PRECISIONS, "single": PRECISIONS}
+# Decoding is compared in all; the larger tables in those that bulk work is done in.
+BULK = ("w8a8", "int4")
+DEFAULT_PRECISIONS = {"decode": PRECISIONS, "single": PRECISIONS, "everything": ("int4",)}
 
 
 def main() -> None:
@@ -229,7 +230,7 @@ def main() -> None:
 
 
 def precisions(options: argparse.Namespace, kind: str) -> Sequence[str]:
-    return ("int4",) if options.shape == "tiny" else DEFAULT_PRECISIONS.get(kind, ("int4",))
+    return ("int4",) if options.shape == "tiny" else DEFAULT_PRECISIONS.get(kind, BULK)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 _LOOK_UP = {"Gather", "GatherBlockQuantized"}  # a row a token
+_PRODUCTS = {"MatMul", "Gemm", "MatMulIntegerToFloat"}
 _SAME_WEIGHTS = {"Transpose", "Reshape", "Cast", "Identity", "DequantizeLinear"}
 _HALF_BYTES = {TensorProto.INT4, TensorProto.UINT4}
 
@@ -21,7 +22,7 @@ class Costs:
     weight_bytes: int
     multiply_adds: int
     head_multiply_adds: int  # of them the language head's, for the last token of a prompt alone
-    quantized: bool  # most multiply-adds are MatMulNBits'
+    quantized: bool  # most multiply-adds are of quantized weights
 
 
 def step_costs(graph: GraphProto) -> Costs:
@@ -38,9 +39,12 @@ def step_costs(graph: GraphProto) -> Costs:
         if node.op_type == "MatMulNBits":
             head = _attribute(node, "K") * _attribute(node, "N")
             quantized += head
-        elif node.op_type in ("MatMul", "Gemm") and names:
+        elif node.op_type in _PRODUCTS and names:
             head = sum(math.prod(weights[name].dims) for name in names if _matrix(weights[name]))
-            dense += head
+            if node.op_type == "MatMulIntegerToFloat":
+                quantized += head
+            else:
+                dense += head
     size = sum(tensor_bytes(weights[name]) for name in read)
     return Costs(size, dense + quantized, head, quantized > dense)
 

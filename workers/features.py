@@ -67,6 +67,8 @@ def _weights(nodes: list[NodeProto]) -> str:
         for node in nodes
         if node.op_type == "MatMulNBits"
     )
+    columns = sum(node.op_type == "MatMulIntegerToFloat" for node in nodes)
+    blocks.update({"int8 by column, rows in int8": columns} if columns else {})
     return ", ".join(kind for kind, _ in blocks.most_common()) or "not quantized"
 
 

@@ -21,7 +21,7 @@ from workers.rope import choose_table
 LENGTHS, TOTAL, LAST = "seqlens_k", "total_sequence_length", "last_index"
 POSITIONS = "position_ids"  # of exports whose rotation is outside of the attention operator
 _UNREAD = {"attention_mask", POSITIONS}  # these go, unless a node that lives reads them
-_HEADS = {"MatMul", "MatMulNBits", "Gemm"}
+_HEADS = {"MatMul", "MatMulNBits", "MatMulIntegerToFloat", "Gemm"}
 # What a builder puts between the language head and the logits: bias, scale, mask, softcap, type.
 _AFTER_HEAD = {"Add", "Mul", "Div", "Where", "Tanh", "Cast", "Reshape", "Identity"}
 _CACHE_OPS = {"PagedAttention", "MultiHeadAttention", "Attention", "SparseAttention"}
@@ -112,15 +112,28 @@ def _set_windows(graph: GraphProto, window: int) -> None:
 
 
 def _gather_last_row(folder: ModelFolder, graph: GraphProto) -> None:
-    head = _head({output: node for node in graph.node for output in node.output}, "logits")
+    producer = {output: node for node in graph.node for output in node.output}
+    head = _head(producer, "logits")
     if head is None:
         raise unsupported(folder, "a language head (MatMul or MatMulNBits) that ends in 'logits'")
+    hidden = _before_head(head, producer)
     gather = helper.make_node(
-        "GatherND", [head.input[0], LAST], ["last_hidden"], "penstock/last_row", batch_dims=1
+        "GatherND", [hidden, LAST], ["last_hidden"], "penstock/last_row", batch_dims=1
     )
-    position = next(i for i, node in enumerate(graph.node) if node is head or node == head)
-    head.input[0] = "last_hidden"
-    graph.node.insert(position, gather)
+    readers = [i for i, node in enumerate(graph.node) if hidden in node.input]
+    for i in readers:
+        for place, name in enumerate(graph.node[i].input):
+            if name == hidden:
+                graph.node[i].input[place] = "last_hidden"
+    graph.node.insert(readers[0], gather)
+
+
+def _before_head(head: NodeProto, producer: dict[str, NodeProto]) -> str:
+    """The rows that the head multiplies, as they are before they are quantized for it."""
+    if head.op_type != "MatMulIntegerToFloat":
+        return str(head.input[0])
+    scaled = producer[head.input[0]].input[0]  # of QuantizeLinear
+    return str(producer[scaled].input[0])
 
 
 def _head(producer: dict[str, NodeProto], name: str) -> NodeProto | None:

@@ -13,6 +13,7 @@ from workers.feeds import SPARE, HostFeeds
 from workers.kv import HostMemory
 from workers.memory import free_bytes
 from workers.pages import use_large_pages
+from workers.row_quantized import ROW_PRODUCT, probe
 
 RUNTIME_VERSION = str(ort.__version__)
 
@@ -36,6 +37,8 @@ class Host:
 
         Raises WorkerError "model" with what onnxruntime says.
         """
+        if ROW_PRODUCT.encode() in graph:
+            _check_row_products()
         session = open_session(graph, threads=threads, spinning=spinning, weights=weights)
         use_large_pages()
         return cls(session)
@@ -87,6 +90,18 @@ class Host:
             self.session.run_with_iobinding(binding, self._part)
         except Exception as error:
             raise failure(error) from error
+
+
+def _check_row_products() -> None:
+    """Raises WorkerError "model" where products of 8 bits are not exact on this processor."""
+    graph, rows, expected = probe()
+    found = open_session(graph, threads=1).run(None, {"q": rows})[0]
+    if not (found == expected).all():
+        raise WorkerError(
+            "model",
+            "w8a8 is not exact on this processor, which has no instructions for sums of products "
+            "of 8 bits (VNNI, AMX, or their like): import the model with --precision int4 or int8",
+        )
 
 
 def open_session(

@@ -23,6 +23,7 @@ from workers.folder import ModelFolder
 from workers.options import builder_options
 from workers.prepare import prepare
 from workers.program import Failed, run
+from workers.row_quantized import quantize
 from workers.sources import Source, check_kernels
 
 Told = Callable[[str], None]
@@ -86,7 +87,10 @@ def import_model(asked: Import, cache: Path, told: Told) -> ModelFolder:
         # What a hub sent is kept for the next time; what the builder writes on its way is not.
         scratch = work / "scratch" if source.local else cache / "hub"
         told(f"building {source.name} in {asked.precision} for {asked.device}")
-        _build(source, [str(python), *_words(asked, source, options, made, scratch)], told)
+        built = work / "fp32" if asked.precision == "w8a8" else made
+        _build(source, [str(python), *_words(asked, source, options, built, scratch)], told)
+        if built is not made:
+            _quantize(source, built, made, told)
         _take_along(source, made)
         _check_words_of(source, made, told)
         _write_record(asked, options, made)
@@ -203,7 +207,8 @@ def _words(
 ) -> list[str]:
     """The builder's command line, after the interpreter."""
     given = ["-i", str(source.folder)] if source.local else ["-m", source.name]
-    kind = ["-p", asked.precision, "-e", asked.device]
+    precision = "fp32" if asked.precision == "w8a8" else asked.precision
+    kind = ["-p", precision, "-e", asked.device]
     extras = [f"{key}={value}" for key, value in options.items()]
     words = [*given, "-o", str(made), *kind, "-c", str(scratch), "--extra_options", *extras]
     return [str(_HERE / "builder.py"), *words]
@@ -216,6 +221,18 @@ def _build(source: Source, command: list[str], told: Told) -> None:
         for line in failed.lines:
             told(f"  {line}")
         raise WorkerError("builder", f"the builder failed on {source.name}: {failed}") from failed
+
+
+def _quantize(source: Source, built: Path, made: Path, told: Told) -> None:
+    """What was built in fp32 as w8a8, all else as it is."""
+    made.mkdir()
+    try:
+        told(f"quantized {quantize(built / 'model.onnx', made)} matrices")
+    except ValueError as error:
+        raise WorkerError("builder", f"{source.name}: {error}") from error
+    for file in [each for each in built.iterdir() if "onnx" not in each.name]:
+        file.rename(made / file.name)
+    shutil.rmtree(built)
 
 
 def _tell_step(line: str, told: Told) -> None:

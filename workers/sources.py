@@ -27,11 +27,12 @@ FAMILIES: Mapping[str, str] = {
     "Gemma2ForCausalLM": "Gemma 2",
     "Gemma3ForCausalLM": "Gemma 3 (text)",
 }
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "w8a8", "int4")
 DEVICES = ("cpu", "cuda")
 _NO_KERNEL = {
     ("fp16", "cpu"): "the builder has no attention operator for fp16 on the CPU",
     ("bf16", "cpu"): "the CPU provider has no attention operator for bf16",
+    ("w8a8", "cuda"): "the CUDA provider has no kernel for products of int8 by row and column",
     ("fp32", "cuda"): "the CUDA provider's attention operator computes in fp16 and bf16 only",
 }
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -48,7 +49,14 @@ _ROTATIONS_OF = {
     "SmolLM3ForCausalLM": {"default", "llama3"},
     "Phi3ForCausalLM": {"default", "longrope", "su"},
 }
-_BYTES_A_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.25, "int4": 0.75}
+_BYTES_A_WEIGHT = {
+    "fp32": 4.0,
+    "fp16": 2.0,
+    "bf16": 2.0,
+    "int8": 1.25,
+    "w8a8": 5.25,  # on its way; it is made from a build in fp32
+    "int4": 0.75,
+}
 _SMALL_FILES = 64 * 2**20  # bytes: graphs, tokenizer, templates
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _MOST_HEADER = 100_000_000  # bytes; what the safetensors library reads at most

@@ -1,4 +1,6 @@
-"""Builds in other precisions: int4, int8 and fp16 keep the laws, and the edit is good for CUDA's.
+"""Builds in other precisions keep the laws, and the edit is good for CUDA's.
+
+int4, int8, w8a8 and fp16.
 
 What is quantized need not say what `transformers` says. But a row alone is bitwise the row in a
 batch, and a prompt in pieces is bitwise the whole. The CPU provider runs the fp16 form for CUDA
@@ -14,12 +16,16 @@ import onnx
 import pytest
 
 from tests.workers.test_parity import MODELS
+from tests.workers.test_row_quantized import row_quantized
 from workers.folder import ModelFolder
 from workers.graph_edit import LAST, LENGTHS, TOTAL, edit
 from workers.runner import Runner
 
 QUANTIZED = [
     f"{name}-{kind}" for name in ("llama3", "qwen3", "gemma2") for kind in ("int4", "int8")
+]
+ROW_QUANTIZED = [
+    f"{name}-w8a8" for name in ("llama3", "qwen3", "gemma2", "gemma3", "mistral", "phi3", "smollm3")
 ]
 HALF = ("phi4-fp16", "gemma2-fp16")
 HALF_GRAPHS = ("qwen3-fp16-graph", "gemma3-fp16-graph")
@@ -28,11 +34,15 @@ STEPS = 6
 CONTEXT = 64
 
 
-@pytest.fixture(scope="module", params=[*QUANTIZED, *HALF])
+@pytest.fixture(scope="module", params=[*QUANTIZED, *ROW_QUANTIZED, *HALF])
 def runner(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Runner]:
-    folder = shutil.copytree(MODELS / request.param, tmp_path_factory.mktemp("build") / "model")
+    folder = tmp_path_factory.mktemp("build") / "model"
+    if request.param in ROW_QUANTIZED:
+        row_quantized(MODELS / request.param.removesuffix("-w8a8"), folder)
+    else:
+        shutil.copytree(MODELS / request.param, folder)
     runner = Runner(folder, slots=len(LENGTHS_OF_ROWS), max_length=CONTEXT, threads=1)
     yield runner
     runner.close()

@@ -119,7 +119,7 @@ def test_precisions_without_kernels_are_refused_with_those_that_have_some() -> N
             except SpecError as error:
                 assert precision in str(error) and "int4" in str(error)
     on_cuda = {(each, "cuda") for each in ("fp16", "bf16", "int8", "int4")}
-    assert taken == on_cuda | {(each, "cpu") for each in ("fp32", "int8", "int4")}
+    assert taken == on_cuda | {(each, "cpu") for each in ("fp32", "int8", "w8a8", "int4")}
     for precision, device in (("q4", "cpu"), ("fp32", "tpu")):
         with pytest.raises(SpecError):
             check_kernels(precision, device)
@@ -127,8 +127,11 @@ def test_precisions_without_kernels_are_refused_with_those_that_have_some() -> N
 
 def test_more_precision_needs_more_room(folder: Path) -> None:
     weights(folder / "model.safetensors", elements=1_000_000)
-    sizes = [Source("m", folder, local=True).bytes_needed(each) for each in PRECISIONS]
+    source = Source("m", folder, local=True)
+    by_way_of_fp32 = source.bytes_needed("w8a8")
+    sizes = [source.bytes_needed(each) for each in PRECISIONS if each != "w8a8"]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 4_000_000
+    assert by_way_of_fp32 > sizes[0]
 
 
 def test_options_are_those_of_the_device_and_an_extra_goes_before_them() -> None:
