@@ -103,7 +103,8 @@ def work(
         queue.check_broker()
         # Each takes its share of what is free, though the first fills its own only later.
         share = replace(settings, memory_percent=max(1, settings.memory_percent // len(folders)))
-        loaded = [LoadedModel.load(folder, share, device=device) for folder in folders]
+        alone = len(folders) == 1
+        loaded = [LoadedModel.load(each, share, device=device, alone=alone) for each in folders]
         for each in loaded:
             talk(f"model {each.folder.name}: {each.runner.device_line}")
         with beside(settings, db, queue) if beside else nullcontext():

@@ -144,7 +144,9 @@ def import_model(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="A Hugging Face folder, or a name on the hub.")
     ],
-    precision: Annotated[str, typer.Option(metavar="P", help="fp32, fp16, bf16, int8, w8a8 or int4.")],
+    precision: Annotated[
+        str, typer.Option(metavar="P", help="fp32, fp16, bf16, int8, w8a8 or int4.")
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to make.")
     ],

@@ -70,18 +70,22 @@ class LoadedModel:
         slots: int | None = None,
         device: str = "cpu",
         renew: bool = False,
+        alone: bool = True,
     ) -> "LoadedModel":
         """Open the session and what stands beside it; raises WorkerError with the reason.
 
         `slots` goes before the settings'; 0 or none in both: as many as pay and fit. `renew`: the
-        calibration is made anew. Rows are sized when the weights are in memory; where the device
-        has no memory for them after all, half as many are tried.
+        calibration is made anew. `alone`: no other model computes in this process; the threads of
+        several sleep while they wait, since spinning they take the processors from each other.
+        Rows are sized when the weights are in memory; where the device has no memory for them
+        after all, half as many are tried.
         """
         settings = replace(settings, slots=slots or settings.slots)
         wording = Wording.load(folder.path, template_seconds=settings.template_seconds)
         context = min(settings.max_context, folder.context_length)
         graph = prepare(folder.path, settings.cache_dir, context=context)
         calibration = _calibrate(folder, graph, settings, device, renew)
+        calibration = replace(calibration, spinning=calibration.spinning and alone)
         free = free_bytes() - weights_bytes(folder)
         runner = Runner(
             folder.path,

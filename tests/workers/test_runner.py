@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from orchestrator.errors import WorkerError
 from orchestrator.settings import Settings
 from workers import host
 from workers import model as models
+from workers.calibration import Calibration
 from workers.folder import TINY, ModelFolder
 from workers.model import LoadedModel
 from workers.runner import Runner
@@ -86,6 +88,26 @@ def test_a_model_that_does_not_fit_is_loaded_with_half_the_slots(
     monkeypatch.setattr(Runner, "allot", none)
     with pytest.raises(WorkerError, match="none at all"):
         LoadedModel.load(ModelFolder.load(TINY), settings, slots=2)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_threads_of_several_models_sleep_while_they_wait(
+    alone: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+    spins = Calibration(1, True, 4, 16, "measured")
+    monkeypatch.setattr(models, "_calibrate", lambda *_: spins)
+    opened = host.session_options
+
+    def options(threads: int, spinning: bool, weights: Path | None) -> ort.SessionOptions:
+        asked.append(spinning)
+        return opened(threads, spinning, weights)
+
+    monkeypatch.setattr(host, "session_options", options)
+    settings = Settings(cache_dir=tmp_path, max_context=64)
+    loaded = LoadedModel.load(ModelFolder.load(TINY), settings, alone=alone)
+    assert asked == [alone] == [loaded.calibration.spinning]
+    loaded.runner.close()
 
 
 def test_what_is_loaded_has_the_rows_that_memory_has_room_for(
