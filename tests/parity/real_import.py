@@ -54,7 +54,9 @@ def test_an_imported_model_has_the_tokens_of_transformers(family: str, tmp_path:
     runner.close()
 
 
-@pytest.mark.parametrize("words", [("int4",), ("int8",), ("int4", "--extra", "block_size=16")])
+@pytest.mark.parametrize(
+    "words", [("int4",), ("int8",), ("w8a8",), ("int4", "--extra", "block_size=16")]
+)
 def test_quantized_models_keep_the_laws(words: tuple[str, ...], tmp_path: Path) -> None:
     folder = imported("qwen2", tmp_path, "--precision", *words)
     ended = penstock("check", str(folder), "--json")

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from orchestrator.errors import Conflict, NotFound, PenstockError, SpecError, WorkerError
@@ -18,6 +20,7 @@ from workers import importing
 from workers.folder import ModelFolder, list_models
 from workers.importing import RECORD, Import, import_model
 from workers.prepare import prepare
+from workers.runner import Runner
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -105,6 +108,21 @@ def test_a_model_is_built_prepared_and_has_its_words_with_it(place: Place) -> No
     assert {"block_size=64", "accuracy_level=4", "windowed_kv_cache=false"} <= set(given)
     assert "builder: Reading layer 0" in place.told
     assert not any("%|" in line for line in place.told)
+
+
+def test_w8a8_is_made_of_what_the_builder_made_in_fp32(place: Place) -> None:
+    made = place.run(precision="w8a8")
+    assert place.left() == ["llama"] and not (place.output / "fp32").exists()
+    given = json.loads((place.source / "given.json").read_text())
+    assert given[given.index("-p") + 1] == "fp32"
+    record = json.loads((place.output / RECORD).read_text())
+    assert record["precision"] == "w8a8"
+    kinds = {node.op_type for node in onnx.load(made.graph, load_external_data=False).graph.node}
+    assert "MatMulIntegerToFloat" in kinds
+    assert any(line.startswith("quantized ") for line in place.told)
+    runner = Runner(made.path, slots=1, max_length=32, threads=1)
+    assert np.isfinite(runner.prefill(0, [1, 2, 3])).all()
+    runner.close()
 
 
 def test_what_a_model_says_of_its_kind_is_not_lost_with_a_relative_output(
