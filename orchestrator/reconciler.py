@@ -12,10 +12,11 @@ import time
 from dataclasses import asdict, dataclass
 
 from orchestrator import lifecycle
-from orchestrator.db import leftovers, store, views
+from orchestrator.db import deliveries, leftovers, store, tallies, views
 from orchestrator.db.database import Database
 from orchestrator.errors import PenstockError
 from orchestrator.queue import Queue
+from orchestrator.webhooks import Sender
 
 INTERVAL_SECONDS = 5.0
 _LEAST_SECONDS = 1.0
@@ -60,6 +61,9 @@ def reconcile(db: Database, queue: Queue) -> Reconciled:
             queue.grade(job_id)
         else:
             lifecycle.grade(db, job_id)
+    leftovers.note_ended(db)
+    deliveries.announce(db)
+    tallies.fold(db)
     _log(found)
     return found
 
@@ -86,10 +90,15 @@ class ReconcilerThread(threading.Thread):
         *,
         lease_seconds: float = math.inf,
         interval_seconds: float = INTERVAL_SECONDS,
+        webhook_private: bool = False,
     ) -> None:
-        """Looks every `interval_seconds`, and at least twice within `lease_seconds`."""
+        """Looks every `interval_seconds`, and at least twice within `lease_seconds`.
+
+        Sends webhooks beside that, to private addresses as well where `webhook_private`.
+        """
         super().__init__(name="penstock-reconciler", daemon=True)
         self._db, self._queue = db, queue
+        self._sender = Sender(db, private=webhook_private)
         self._interval = min(interval_seconds, lease_seconds / 2)
         self._nudged, self._stopping = threading.Event(), threading.Event()
 
@@ -103,9 +112,11 @@ class ReconcilerThread(threading.Thread):
         self._nudged.set()
         if self.is_alive() and threading.current_thread() is not self:
             self.join(_STOP_SECONDS)
+        self._sender.stop()
 
     def run(self) -> None:
         """Look, wait, look again, until stopped; never raises."""
+        self._sender.start()
         while not self._stopping.is_set():
             self._nudged.clear()
             began = time.monotonic()

@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, func, select, update
 
 from orchestrator.db import turns
+from orchestrator.db.columns import now, seconds_from_now
 from orchestrator.db.database import Database
+from orchestrator.db.events import note_started
 from orchestrator.db.tables import (
+    CHAT,
     FAILED,
+    JOB,
     RUNNING,
     ChoiceRow,
     ChunkRow,
@@ -24,8 +28,6 @@ from orchestrator.db.tables import (
     JobRow,
     PointRow,
     RequestRow,
-    now,
-    seconds_from_now,
 )
 from orchestrator.db.turns import Turn
 
@@ -48,7 +50,7 @@ class Claimed:
 
     `params` are the job's, templates intact; `point_params` go over them, `columns` into them
     (`orchestrator.spec.plan.resolve`). `created` is in Unix seconds, the same for every attempt.
-    `idle_attempts`: claims in a row without one new token, this one counted.
+    `idle_attempts`: claims in a row without one new token, this one counted. `kind`: the job's.
     """
 
     request_id: int
@@ -63,6 +65,17 @@ class Claimed:
     created: int
     choices: tuple[ClaimedChoice, ...]
     idle_attempts: int = 0
+    kind: str = JOB
+
+    @property
+    def verbatim(self) -> bool:
+        """`columns` are the whole parameters, nothing a template."""
+        return self.kind != JOB
+
+    @property
+    def urgent(self) -> bool:
+        """Somebody sits in front of it."""
+        return self.kind == CHAT
 
     @property
     def suspect(self) -> bool:
@@ -79,12 +92,13 @@ def claim(
     lease_seconds: float,
     job_id: str | None = None,
     alone: bool = True,
+    chats: bool = False,
 ) -> list[Claimed]:
     """Take queued requests of `model`: by priority, then fairly between jobs (`turns.py`).
 
     A job's own requests come in the order (item, point). With `job_id`, of that job alone. No job
     gets more running requests than its `max_parallel`. A delayed request is not taken before its
-    `retry_at`. Two claims never return the same request.
+    `retry_at`. Two claims never return the same request. `chats`: requests of chats alone.
 
     `limit` counts unfinished choices; a first request with more of them than that is taken all
     the same. Empty when there is nothing to do, or `limit` < 1.
@@ -98,11 +112,15 @@ def claim(
         return []
     with db.write() as tx:
         turns.end_delays(tx)
-        taken = _take(tx, turns.open_jobs(tx, model, job_id), limit, alone)
+        jobs = turns.open_jobs(tx, model, job_id, chats=chats)
+        taken = _take(tx, jobs, limit, alone)
         if not taken:
             return []
         _mark_running(tx, taken, worker_id, lease_seconds)
-        return _load(tx, taken)
+        claimed = _load(tx, taken)
+        begun = {each.job_id for each in claimed}
+        note_started(tx, sorted(job.job_id for job in jobs if not job.turn and job.job_id in begun))
+        return claimed
 
 
 def _take(tx: Connection, jobs: Sequence[Turn], limit: int, alone: bool) -> list[int]:
@@ -175,6 +193,7 @@ def _load(tx: Connection, ids: list[int]) -> list[Claimed]:
             RequestRow.created_at,
             RequestRow.idle_attempts,
             JobRow.model,
+            JobRow.kind,
             JobRow.spec,
             PointRow.params.label("point_params"),
             ItemRow.columns.label("item_columns"),
@@ -200,6 +219,7 @@ def _load(tx: Connection, ids: list[int]) -> list[Claimed]:
             created=int(row.created_at.timestamp()),
             choices=choices[row.id],
             idle_attempts=row.idle_attempts,
+            kind=row.kind,
         )
         for row in (found[request_id] for request_id in ids)
     ]

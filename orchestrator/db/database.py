@@ -20,10 +20,10 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from orchestrator.db.tables import to_json
+from orchestrator.db.columns import to_json
 from orchestrator.errors import WorkerError
 
-SCHEMA = "0003"
+SCHEMA = "0005"
 """The newest revision in `migrations/versions`; a test holds the two equal."""
 
 SCHEMA_TABLE = "penstock_schema"
@@ -196,6 +196,7 @@ def _engine(url: str) -> Engine:
         engine = create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             json_serializer=to_json,
+            hide_parameters=True,  # they may be prompts and secrets, and errors are logged
             pool_pre_ping=True,
             connect_args={k: v for k, v in PATIENCE.items() if k not in parsed.query},
         )
@@ -204,6 +205,7 @@ def _engine(url: str) -> Engine:
     engine = create_engine(
         parsed.set(drivername="sqlite+pysqlite"),
         json_serializer=to_json,
+        hide_parameters=True,  # they may be prompts and secrets, and errors are logged
         connect_args={"timeout": BUSY_SECONDS},
     )
     event.listen(engine, "connect", _sqlite_connect)

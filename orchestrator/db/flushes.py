@@ -12,35 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from sqlalchemy import (
-    Boolean,
-    Connection,
-    Double,
-    Integer,
-    String,
-    bindparam,
-    case,
-    func,
-    insert,
-    or_,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
+from orchestrator.db import renewals
 from orchestrator.db.claims import TOKEN_TYPE
 from orchestrator.db.database import Database
 from orchestrator.db.releases import release
-from orchestrator.db.tables import (
-    RUNNING,
-    ChoiceRow,
-    ChunkRow,
-    JobRow,
-    Json,
-    RequestRow,
-    now,
-    seconds_from_now,
-)
+from orchestrator.db.tables import RUNNING, ChoiceRow, ChunkRow, JobRow, RequestRow
 from orchestrator.db.writes import ChunkWrite, Flushed, RequestWrite, UsageWrite
 
 
@@ -150,15 +128,10 @@ def _write(
     if choices:
         tx.execute(_CHOICE, choices)
     requests = [(part, _request_values(part, held[part.request_id])) for part in parts]
-    going_on = [row | {"b_lease": lease_seconds} for part, row in requests if part.outcome is None]
-    if going_on:
-        tx.execute(_RENEW, going_on)
-    over = [row | _outcome(part) for part, row in requests if part.outcome is not None]
-    if over:
-        tx.execute(_FINISH, over)
-    usage = [_usage_values(part, part.usage) for part in parts if part.usage is not None]
-    if usage:
-        tx.execute(_USAGE, usage)
+    going_on = [row for part, row in requests if part.outcome is None]
+    renewals.renew(tx, going_on, lease_seconds)
+    renewals.finish(tx, [row | _outcome(p) for p, row in requests if p.outcome is not None])
+    renewals.spend(tx, [_usage_values(p, p.usage) for p in parts if p.usage is not None])
 
 
 def _chunk_values(part: RequestWrite, held: _Held) -> list[dict[str, object]]:
@@ -209,7 +182,7 @@ def _request_values(part: RequestWrite, held: _Held) -> dict[str, object]:
     return {
         "b_id": part.request_id,
         "b_idle": _idle_attempts(part),
-        "b_new": any(len(chunk.token_ids) for chunk in part.chunks),
+        "b_fresh": any(len(chunk.token_ids) for chunk in part.chunks),
         "b_fingerprint": part.system_fingerprint if first else None,
         "b_warnings": (list(part.warnings) or None) if first else None,
     }
@@ -267,34 +240,4 @@ _CHOICE = (
         finish_reason=bindparam("b_finish_reason"),
         text=bindparam("b_text"),
     )
-)
-_REQUEST = (
-    update(RequestRow)
-    .where(RequestRow.id == bindparam("b_id"))
-    .values(
-        idle_attempts=func.coalesce(bindparam("b_idle", type_=Integer), RequestRow.idle_attempts),
-        excused=case((bindparam("b_new", type_=Boolean), 0), else_=RequestRow.excused),
-        failures=case((bindparam("b_new", type_=Boolean), 0), else_=RequestRow.failures),
-        system_fingerprint=func.coalesce(
-            bindparam("b_fingerprint", type_=String), RequestRow.system_fingerprint
-        ),
-        warnings=func.coalesce(bindparam("b_warnings", type_=Json), RequestRow.warnings),
-    )
-)
-_RENEW = _REQUEST.values(leased_until=seconds_from_now(bindparam("b_lease", type_=Double)))
-_FINISH = _REQUEST.values(
-    state=bindparam("b_state"),
-    error_code=bindparam("b_code"),
-    error_message=bindparam("b_message"),
-    leased_until=None,
-    finished_at=now(),
-)
-_USAGE = text(
-    "INSERT INTO usage (request_id, attempt, prompt_tokens, cached_tokens, completion_tokens,"
-    " replayed_tokens, worker_id)"
-    " SELECT :request_id, :attempt, :prompt_tokens, :cached_tokens, :completion_tokens,"
-    " :replayed_tokens, worker_id FROM requests WHERE id = :request_id"
-    " ON CONFLICT (request_id, attempt) DO UPDATE SET"
-    " prompt_tokens = excluded.prompt_tokens, cached_tokens = excluded.cached_tokens,"
-    " completion_tokens = excluded.completion_tokens, replayed_tokens = excluded.replayed_tokens"
 )

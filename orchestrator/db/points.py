@@ -14,6 +14,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from orchestrator.db.database import Database
 from orchestrator.db.tables import (
     ROWS_PER_JOB,
+    ChoiceRow,
     ItemRow,
     JobRow,
     PointRow,
@@ -50,6 +51,62 @@ class PointSummary:
     scores: Mapping[str, Sequence[tuple[int, float]]]
 
 
+@dataclass(frozen=True, slots=True)
+class PointTotals:
+    """One point of the sweep, added up: requests by state, tokens, scores.
+
+    `scores`: grader -> (mean, how many). `mean_tokens`: of the choices that have ended, None
+    until one has.
+    """
+
+    id: int
+    position: int
+    params: Mapping[str, object]
+    requests: int
+    queued: int
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    prompt_tokens: int
+    completion_tokens: int
+    replayed_tokens: int
+    scores: Mapping[str, tuple[float, int]]
+    mean_tokens: float | None
+
+
+def points_page(
+    db: Database, job_id: str, *, after: int = -1, limit: int = 100
+) -> list[PointTotals]:
+    """The job's points in order, those after the position `after`. Raises NotFound."""
+    with db.read() as rows:
+        first = _number(rows, job_id) * ROWS_PER_JOB
+        page = select(PointRow.id, PointRow.position, PointRow.params).where(
+            PointRow.job_id == job_id, PointRow.position > after
+        )
+        points = rows.execute(page.order_by(PointRow.position).limit(limit)).all()
+        if not points:
+            return []
+        mine = RequestRow.point_id.between(first + points[0].position, first + points[-1].position)
+        states = _states_by_point(rows, mine)
+        tokens = _tokens_of_points(rows, mine)
+        means = _means_by_point(rows, mine)
+        lengths = _lengths_by_point(rows, mine)
+    return [
+        PointTotals(
+            id=point.id,
+            position=point.position,
+            params=point.params,
+            requests=states[point.id].total(),
+            **{state: states[point.id][state] for state in STATES},
+            **tokens.get(point.id, NO_TOKENS),
+            scores=means.get(point.id, {}),
+            mean_tokens=lengths.get(point.id),
+        )
+        for point in points
+    ]
+
+
 def points_summary(db: Database, job_id: str) -> list[PointSummary]:
     """Every point of the job in order. Raises NotFound."""
     with db.read() as rows:
@@ -59,7 +116,7 @@ def points_summary(db: Database, job_id: str) -> list[PointSummary]:
             .where(PointRow.job_id == job_id)
             .order_by(PointRow.position)
         ).all()
-        states = _states_by_point(rows, job_id)
+        states = _states_by_point(rows, RequestRow.job_id == job_id)
         tokens = _tokens_by_point(rows, number)
         scores = _scores_by_point(rows, number)
     return [
@@ -85,10 +142,10 @@ def _number(rows: Connection, job_id: str) -> int:
     return number
 
 
-def _states_by_point(rows: Connection, job_id: str) -> defaultdict[int, Counter[str]]:
+def _states_by_point(rows: Connection, mine: ColumnElement[bool]) -> defaultdict[int, Counter[str]]:
     counted = (
         select(RequestRow.point_id, RequestRow.state, func.count())
-        .where(RequestRow.job_id == job_id)
+        .where(mine)
         .group_by(RequestRow.point_id, RequestRow.state)
     )
     found: defaultdict[int, Counter[str]] = defaultdict(Counter)
@@ -125,6 +182,56 @@ def _tokens_by_point(rows: Connection, number: int) -> dict[int, dict[str, int]]
         point_id: dict(zip(NO_TOKENS, map(int, sums), strict=True))
         for point_id, *sums in rows.execute(per_point)
     }
+
+
+def _tokens_of_points(rows: Connection, mine: ColumnElement[bool]) -> dict[int, dict[str, int]]:
+    """As `_tokens_by_point`, of the requests of some points."""
+    per_request = (
+        select(
+            RequestRow.point_id,
+            func.max(UsageRow.prompt_tokens).label("prompt"),
+            func.sum(UsageRow.completion_tokens).label("completion"),
+            func.sum(UsageRow.replayed_tokens).label("replayed"),
+        )
+        .join(UsageRow, UsageRow.request_id == RequestRow.id)
+        .where(mine)
+        .group_by(RequestRow.point_id, RequestRow.id)
+        .subquery()
+    )
+    total = per_request.c
+    per_point = select(
+        total.point_id, func.sum(total.prompt), func.sum(total.completion), func.sum(total.replayed)
+    ).group_by(total.point_id)
+    return {
+        point_id: dict(zip(NO_TOKENS, map(int, sums), strict=True))
+        for point_id, *sums in rows.execute(per_point)
+    }
+
+
+def _means_by_point(
+    rows: Connection, mine: ColumnElement[bool]
+) -> dict[int, dict[str, tuple[float, int]]]:
+    scored = (
+        select(RequestRow.point_id, ScoreRow.grader, func.avg(ScoreRow.score), func.count())
+        .join(ScoreRow, ScoreRow.request_id == RequestRow.id)
+        .where(mine)
+        .group_by(RequestRow.point_id, ScoreRow.grader)
+        .order_by(ScoreRow.grader)
+    )
+    found: dict[int, dict[str, tuple[float, int]]] = {}
+    for point_id, grader, mean, count in rows.execute(scored):
+        found.setdefault(point_id, {})[grader] = (float(mean), count)
+    return found
+
+
+def _lengths_by_point(rows: Connection, mine: ColumnElement[bool]) -> dict[int, float]:
+    ended = (
+        select(RequestRow.point_id, func.avg(ChoiceRow.n_tokens))
+        .join(ChoiceRow, ChoiceRow.request_id == RequestRow.id)
+        .where(mine, ChoiceRow.finish_reason.is_not(None))
+        .group_by(RequestRow.point_id)
+    )
+    return {point_id: float(mean) for point_id, mean in rows.execute(ended)}
 
 
 def _scores_by_point(

@@ -25,18 +25,9 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.elements import ColumnElement
 
+from orchestrator.db.columns import Words, now, seconds_from_now
 from orchestrator.db.database import Database
-from orchestrator.db.tables import (
-    CANCELLED,
-    FAILED,
-    QUEUED,
-    JobRow,
-    RequestRow,
-    Words,
-    WorkerRow,
-    now,
-    seconds_from_now,
-)
+from orchestrator.db.tables import CANCELLED, FAILED, QUEUED, JobRow, RequestRow, WorkerRow
 
 UNSEEN_SECONDS = 60.0
 MAX_DELAY_SECONDS = 300

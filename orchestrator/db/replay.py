@@ -10,9 +10,18 @@ from sqlalchemy import Select, func, select
 
 from orchestrator.db.database import Database
 from orchestrator.db.results import chunks_after
-from orchestrator.db.tables import ChoiceRow, JobRow, PointRow, RequestRow, UsageRow
+from orchestrator.db.tables import (
+    JOB,
+    ChoiceRow,
+    ItemRow,
+    JobRow,
+    PointRow,
+    RequestRow,
+    UsageRow,
+)
 from orchestrator.errors import NotFound
 from orchestrator.spec.chunks import ChoiceEnd, Envelope, Json, StoredChunk, completion_id, usage
+from orchestrator.spec.plan import given
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +49,14 @@ def envelope(db: Database, request_id: int) -> Envelope:
             RequestRow.system_fingerprint,
             RequestRow.warnings,
             JobRow.model,
+            JobRow.kind,
             JobRow.spec,
             PointRow.params,
+            ItemRow.columns.label("item_columns"),
         )
         .join(JobRow, JobRow.id == RequestRow.job_id)
         .join(PointRow, PointRow.id == RequestRow.point_id)
+        .join(ItemRow, ItemRow.id == RequestRow.item_id)
         .where(RequestRow.id == request_id, JobRow.planned_at.is_not(None))
     )
     with db.read() as rows:
@@ -56,7 +68,7 @@ def envelope(db: Database, request_id: int) -> Envelope:
         job_id=row.job_id,
         created=int(row.created_at.timestamp()),
         model=row.model,
-        params={**_params(row.spec), **row.params},
+        params=given(_params(row.spec), row.params, row.item_columns, verbatim=row.kind != JOB),
         system_fingerprint=row.system_fingerprint,
         warnings=tuple(row.warnings or ()),
     )
@@ -72,7 +84,7 @@ def envelope_of(
     system_fingerprint: str | None,
     warnings: tuple[str, ...] = (),
 ) -> Envelope:
-    """The envelope of a request from its rows; `params` are the point's over the job's."""
+    """The envelope of a request from its rows; `params` as `spec.plan.given` has them."""
     tier = params.get("service_tier")
     options = params.get("stream_options")
     return Envelope(

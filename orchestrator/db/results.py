@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, Select, func, or_, select
 
 from orchestrator.db.database import Database
 from orchestrator.db.tables import (
     CANCELLED,
     FAILED,
+    JOB,
     SUCCEEDED,
     ChoiceRow,
     ChunkRow,
@@ -81,6 +82,12 @@ class Result:
     scores: Mapping[str, Mapping[int, float]]
     user: str | None = None
     warnings: tuple[str, ...] = ()
+    kind: str = JOB
+
+    @property
+    def verbatim(self) -> bool:
+        """`columns` are the request's whole parameters."""
+        return self.kind != JOB
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,12 @@ def chunks_after(
         return _chunks(rows, [request_id], ~or_(*begins) if begins else None)[request_id]
 
 
+def choices(db: Database, request_id: int) -> list[ChoiceResult]:
+    """The request's choices with their chunks, in order; empty if there is no such request."""
+    with db.read() as rows:
+        return _choices(rows, [request_id])[request_id]
+
+
 def results(
     db: Database, job_id: str, *, user: str | None = None, page: int = PAGE
 ) -> Iterator[Result]:
@@ -124,6 +137,17 @@ def results(
         if len(found) < page:
             return
         after = found[-1].request_id
+
+
+def results_by_id(db: Database, ids: Sequence[int]) -> list[Result]:
+    """These requests, whatever their state, in the order of `ids`; those that are not are left out.
+
+    What has not ended holds what it has so far.
+    """
+    with db.read() as rows:
+        found = _filled(rows, _wanted().where(RequestRow.id.in_(ids)))
+    by_id = {result.request_id: result for result in found}
+    return [by_id[request_id] for request_id in ids if request_id in by_id]
 
 
 def ungraded(
@@ -144,6 +168,22 @@ def _result_page(
     rows: Connection, job_id: str, user: str | None, after: int, page: int
 ) -> list[Result]:
     wanted = (
+        _wanted()
+        .where(
+            RequestRow.job_id == job_id,
+            RequestRow.state.in_([SUCCEEDED, FAILED, CANCELLED]),
+            RequestRow.id > after,
+        )
+        .order_by(RequestRow.id)
+        .limit(page)
+    )
+    if user is not None:
+        wanted = wanted.where(RequestRow.end_user == user)
+    return _filled(rows, wanted)
+
+
+def _wanted() -> Select[*tuple[Any, ...]]:
+    return (
         select(
             RequestRow.id,
             RequestRow.job_id,
@@ -158,6 +198,7 @@ def _result_page(
             RequestRow.warnings,
             JobRow.name.label("job_name"),
             JobRow.model,
+            JobRow.kind,
             JobRow.spec,
             ItemRow.position.label("item_position"),
             ItemRow.custom_id,
@@ -168,16 +209,10 @@ def _result_page(
         .join(JobRow, JobRow.id == RequestRow.job_id)
         .join(ItemRow, ItemRow.id == RequestRow.item_id)
         .join(PointRow, PointRow.id == RequestRow.point_id)
-        .where(
-            RequestRow.job_id == job_id,
-            RequestRow.state.in_([SUCCEEDED, FAILED, CANCELLED]),
-            RequestRow.id > after,
-        )
-        .order_by(RequestRow.id)
-        .limit(page)
     )
-    if user is not None:
-        wanted = wanted.where(RequestRow.end_user == user)
+
+
+def _filled(rows: Connection, wanted: Select[*tuple[Any, ...]]) -> list[Result]:
     found = rows.execute(wanted).all()
     ids = [row.id for row in found]
     choices, usage, scores = _choices(rows, ids), _usage(rows, ids), _scores(rows, ids)
@@ -213,6 +248,7 @@ def _result(
         scores=scores,
         user=row.end_user,
         warnings=tuple(row.warnings or ()),
+        kind=row.kind,
     )
 
 

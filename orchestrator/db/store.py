@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, bindparam, case, exists, func, select, text, update
 
+from orchestrator.db import events
 from orchestrator.db.claims import Claimed, ClaimedChoice, claim
+from orchestrator.db.columns import Words, now
 from orchestrator.db.database import Database
+from orchestrator.db.events import note
 from orchestrator.db.flushes import flush
-from orchestrator.db.plans import insert_job, remove_unplanned
+from orchestrator.db.plans import Origin, insert_job, remove_unplanned, submitted
 from orchestrator.db.releases import (
     DEADLINE,
     LATE,
@@ -24,17 +27,7 @@ from orchestrator.db.releases import (
     release_expired,
     release_worker,
 )
-from orchestrator.db.tables import (
-    CANCELLED,
-    FAILED,
-    QUEUED,
-    RUNNING,
-    JobRow,
-    RequestRow,
-    Words,
-    WorkerRow,
-    now,
-)
+from orchestrator.db.tables import CANCELLED, FAILED, QUEUED, RUNNING, JobRow, RequestRow, WorkerRow
 from orchestrator.db.writes import ChoiceEnd, ChunkWrite, Flushed, RequestWrite, UsageWrite
 from orchestrator.errors import Conflict, NotFound
 
@@ -112,7 +105,9 @@ def pause_job(db: Database, job_id: str) -> None:
     """
     with db.write() as tx:
         _locked_unfinished(tx, job_id)
-        _update_job(tx, job_id, paused_at=func.coalesce(JobRow.paused_at, now()))
+        going_on = update(JobRow).where(JobRow.id == job_id, JobRow.paused_at.is_(None))
+        if tx.execute(going_on.values(paused_at=now())).rowcount:
+            note(tx, [job_id], events.PAUSED)
 
 
 def resume_job(db: Database, job_id: str) -> None:
@@ -122,7 +117,9 @@ def resume_job(db: Database, job_id: str) -> None:
     """
     with db.write() as tx:
         _refuse_cancelled(tx, job_id)
-        _update_job(tx, job_id, paused_at=None)
+        paused = update(JobRow).where(JobRow.id == job_id, JobRow.paused_at.is_not(None))
+        if tx.execute(paused.values(paused_at=None)).rowcount:
+            note(tx, [job_id], events.RESUMED)
 
 
 def cancel_job(db: Database, job_id: str, reason: str | None = None) -> None:
@@ -132,7 +129,8 @@ def cancel_job(db: Database, job_id: str, reason: str | None = None) -> None:
     Conflict when every request has ended already.
     """
     with db.write() as tx:
-        _locked_unfinished(tx, job_id)
+        if not _locked_unfinished(tx, job_id):
+            note(tx, [job_id], events.CANCELLED, reason)
         _cancel(tx, job_id, reason)
 
 
@@ -161,6 +159,7 @@ def expire_deadlines(db: Database) -> list[str]:
         expired = list(tx.scalars(late.with_for_update(of=JobRow)))
         for job_id in expired:
             _cancel(tx, job_id, DEADLINE, error=(DEADLINE, LATE))
+        note(tx, expired, events.DEADLINE)
     return expired
 
 
@@ -172,20 +171,14 @@ def retry_failed(db: Database, job_id: str) -> int:
     with db.write() as tx:
         _refuse_cancelled(tx, job_id)
         _update_job(tx, job_id, graded_at=None)
-        return tx.execute(
-            update(RequestRow)
-            .where(RequestRow.job_id == job_id, RequestRow.state == FAILED)
-            .values(
-                state=QUEUED,
-                idle_attempts=0,
-                excused=0,
-                failures=0,
-                retry_at=None,
-                error_code=None,
-                error_message=None,
-                finished_at=None,
-            )
-        ).rowcount
+        again = update(RequestRow).where(RequestRow.job_id == job_id, RequestRow.state == FAILED)
+        nothing = ("retry_at", "error_code", "error_message", "finished_at")
+        anew = dict.fromkeys(("idle_attempts", "excused", "failures"), 0)
+        retried = tx.execute(again.values(state=QUEUED, **anew, **dict.fromkeys(nothing))).rowcount
+        if retried:
+            _update_job(tx, job_id, ended_at=None)
+            note(tx, [job_id], events.RETRIED, str(retried))
+        return retried
 
 
 def insert_scores(db: Database, scores: Sequence[ScoreWrite]) -> None:
@@ -195,22 +188,25 @@ def insert_scores(db: Database, scores: Sequence[ScoreWrite]) -> None:
             tx.execute(_SCORE, [asdict(score) for score in scores])
 
 
-def _locked_state(tx: Connection, job_id: str) -> tuple[bool, int]:
-    """Whether the job is cancelled, and how many of its requests have not ended; locks the job."""
+def _locked_state(tx: Connection, job_id: str) -> tuple[bool, bool]:
+    """Whether the job is cancelled, and whether a request of it has not ended; locks the job."""
     job = select(JobRow.cancelled_at).where(JobRow.id == job_id, JobRow.planned_at.is_not(None))
     row = tx.execute(job.with_for_update()).one_or_none()
     if row is None:
         raise NotFound("job", job_id)
-    left = select(func.count()).where(
-        RequestRow.job_id == job_id, RequestRow.state.in_([QUEUED, RUNNING])
+    mine = select(RequestRow.id).where(RequestRow.job_id == job_id).limit(1)
+    left = any(
+        tx.scalar(mine.where(RequestRow.state == state)) is not None for state in (QUEUED, RUNNING)
     )
-    return row.cancelled_at is not None, tx.scalars(left).one()
+    return row.cancelled_at is not None, left
 
 
-def _locked_unfinished(tx: Connection, job_id: str) -> None:
+def _locked_unfinished(tx: Connection, job_id: str) -> bool:
+    """Whether it is cancelled, and yet running."""
     cancelled, left = _locked_state(tx, job_id)
     if not left:
         raise Conflict("job", job_id, "cancelled already" if cancelled else "finished already")
+    return cancelled
 
 
 def _refuse_cancelled(tx: Connection, job_id: str) -> None:
@@ -269,6 +265,7 @@ __all__ = [
     "Claimed",
     "ClaimedChoice",
     "Flushed",
+    "Origin",
     "RequestWrite",
     "ScoreWrite",
     "UsageWrite",
@@ -291,4 +288,5 @@ __all__ = [
     "retry_failed",
     "see_worker",
     "stop_worker",
+    "submitted",
 ]

@@ -1,4 +1,4 @@
-"""What is known: one class per table, the two views, and the database's clock.
+"""What is known: one class per table, and the view that Python reads.
 
 A request's id is its job's number * 10^9 + its position, and so are the ids of points and items:
 ordering by id is ordering by (job, position), and a job's rows are one range of ids.
@@ -7,30 +7,23 @@ Knows nothing of engines, transactions or who writes when (`database.py`, `store
 is made by `migrations/`; a test holds the two equal.
 """
 
-import json
-from datetime import UTC, datetime
+from datetime import datetime
 
 from sqlalchemy import (
-    JSON,
-    BigInteger,
     Column,
-    DateTime,
-    Dialect,
     ForeignKey,
     Index,
     Integer,
     MetaData,
     String,
     Table,
-    Text,
     UniqueConstraint,
     text,
 )
-from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.expression import FunctionElement
-from sqlalchemy.types import LargeBinary, TypeDecorator
+from sqlalchemy.types import LargeBinary
+
+from orchestrator.db.columns import Id, Instant, Json, Words, now
 
 ROWS_PER_JOB = 10**9
 """Ids of a job's points, items and requests lie in [number * ROWS_PER_JOB, (number + 1) * ...)."""
@@ -38,91 +31,16 @@ ROWS_PER_JOB = 10**9
 QUEUED, RUNNING, SUCCEEDED = "queued", "running", "succeeded"
 FAILED, CANCELLED = "failed", "cancelled"
 
+OPEN_BATCH = (
+    "completed_at IS NULL AND failed_at IS NULL AND expired_at IS NULL AND cancelled_at IS NULL"
+)
+JOB, BATCH, CHAT = "job", "batch", "chat"
+
 # What is queued is in one of these three; SQLite uses the index only for exactly these words.
 READY = "state = 'queued' AND retry_at IS NULL AND idle_attempts = 0"
 SUSPECT = "state = 'queued' AND retry_at IS NULL AND idle_attempts > 0"
 DELAYED = "state = 'queued' AND retry_at IS NOT NULL"
-
-
-class Instant(TypeDecorator[datetime]):
-    """An aware UTC datetime: `timestamptz` on PostgreSQL, UTC text without a zone on SQLite."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class Words(TypeDecorator[str]):
-    """Text; PostgreSQL cannot hold U+0000 and stores U+FFFD in its place (token ids stay true)."""
-
-    impl = Text()
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        return value if value is None else storable(value, dialect.name)
-
-
-def storable(text: str, dialect: str) -> str:
-    """The text as the dialect can hold it; see `Words`."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}") if dialect == "postgresql" else text
-
-
-def to_json(value: object) -> str:
-    """Compact JSON, readable in SQL; lone surrogates, which UTF-8 cannot hold, stay escaped.
-
-    Raises ValueError for NaN and infinities, which JSON does not have.
-    """
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text
-
-
-class now(FunctionElement[datetime]):
-    """The database's clock: the wall time now, not the transaction's start."""
-
-    type = Instant()
-    inherit_cache = True
-
-
-class seconds_from_now(FunctionElement[datetime]):
-    """The database's clock plus its one argument, in seconds (may be negative)."""
-
-    type = Instant()
-    inherit_cache = True
-
-
-@compiles(now, "sqlite")
-def _now_sqlite(element: now, compiler: SQLCompiler, **kw: object) -> str:
-    return "strftime('%Y-%m-%d %H:%M:%f', 'now')"
-
-
-@compiles(now, "postgresql")
-def _now_postgresql(element: now, compiler: SQLCompiler, **kw: object) -> str:
-    return "clock_timestamp()"
-
-
-@compiles(seconds_from_now, "sqlite")
-def _later_sqlite(element: seconds_from_now, compiler: SQLCompiler, **kw: object) -> str:
-    seconds = compiler.process(element.clauses)
-    return f"strftime('%Y-%m-%d %H:%M:%f', 'now', ({seconds}) || ' seconds')"
-
-
-@compiles(seconds_from_now, "postgresql")
-def _later_postgresql(element: seconds_from_now, compiler: SQLCompiler, **kw: object) -> str:
-    seconds = compiler.process(element.clauses)
-    return f"clock_timestamp() + make_interval(secs => CAST({seconds} AS double precision))"
-
-
-# INTEGER PRIMARY KEY is SQLite's row id itself: no second index.
-Id = BigInteger().with_variant(Integer(), "sqlite")
-Json = JSON(none_as_null=True)
+FINISHED = "finish_reason IS NOT NULL"
 
 
 class Row(DeclarativeBase):
@@ -147,14 +65,20 @@ def _request() -> ForeignKey:
     return ForeignKey("requests.id", ondelete="CASCADE")
 
 
-def _index(name: str, columns: tuple[str, ...], where: str) -> Index:
-    """An index over some of the requests, kept small by leaving out those that have ended."""
+def _index(name: str, columns: tuple[str, ...], where: str, table: str = "requests") -> Index:
+    """An index over some of the rows, kept small by leaving out the others."""
     words = text(where)
-    return Index(f"ix_requests_{name}", *columns, sqlite_where=words, postgresql_where=words)
+    return Index(f"ix_{table}_{name}", *columns, sqlite_where=words, postgresql_where=words)
 
 
 class JobRow(Row):
-    """One submitted unit of work. Claimable from `planned_at` on, unless paused or cancelled."""
+    """One submitted unit of work. Claimable from `planned_at` on, unless paused or cancelled.
+
+    `kind`: `job` from a YAML file; of a `batch` or a `chat` each item's columns are the whole
+    parameters of its requests, word for word. `owner`: whose it is, empty for the machine's own.
+    `handle`: the completion's id of a `chat`. `webhook`: {url, secret}, told when it has ended.
+    `ended_at`: when a reconciler found that every request had ended; NULL again after a retry.
+    """
 
     __tablename__ = "jobs"
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -177,6 +101,12 @@ class JobRow(Row):
     cancel_reason: Mapped[str | None] = mapped_column(Words)
     max_parallel: Mapped[int | None]
     max_attempts: Mapped[int] = mapped_column(server_default="5")
+    kind: Mapped[str] = mapped_column(String(8), server_default=JOB)
+    owner: Mapped[str] = mapped_column(String(100), server_default="")
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    handle: Mapped[str | None] = mapped_column(String(64))
+    webhook: Mapped[dict[str, object] | None] = mapped_column(Json)
+    ended_at: Mapped[datetime | None] = mapped_column(Instant)
     # Last: on SQLite a column behind a long one costs reading the long one.
     spec: Mapped[dict[str, object]] = mapped_column(Json)
     source: Mapped[str] = mapped_column(Words)
@@ -184,7 +114,30 @@ class JobRow(Row):
         Index("ix_jobs_name_number", "name", "number"),
         Index("ix_jobs_model_priority_number", "model", "priority", "number"),
         Index("ix_jobs_deadline_at", "deadline_at"),
-        # Those the reconciler asks for: ended, perhaps, but not known to be graded.
+        Index("ix_jobs_kind_number", "kind", "number"),
+        Index("ix_jobs_owner_number", "owner", "number"),
+        Index(
+            "uq_jobs_idempotency",
+            "owner",
+            "idempotency_key",
+            unique=True,
+            sqlite_where=text("idempotency_key IS NOT NULL"),
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+        ),
+        Index(
+            "uq_jobs_handle",
+            "handle",
+            unique=True,
+            sqlite_where=text("handle IS NOT NULL"),
+            postgresql_where=text("handle IS NOT NULL"),
+        ),
+        # Those the reconciler asks for: ended, perhaps, but not known to have, or to be graded.
+        Index(
+            "ix_jobs_going_on",
+            "id",
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
         Index(
             "ix_jobs_ungraded",
             "id",
@@ -255,12 +208,14 @@ class RequestRow(Row):
     __table_args__ = (
         Index("ix_requests_job_id_state_id", "job_id", "state", "id"),
         Index("ix_requests_item_id", "item_id"),
-        Index("ix_requests_point_id", "point_id"),
+        Index("ix_requests_point_id", "point_id", "id"),
         _index("leased_until", ("leased_until",), "state = 'running'"),
         _index("ready", ("job_id", "id"), READY),
         _index("suspect", ("job_id", "id"), SUSPECT),
         _index("delayed", ("retry_at",), DELAYED),
         _index("end_user", ("job_id", "end_user"), "end_user IS NOT NULL"),
+        _index("error_code", ("job_id", "error_code", "id"), "error_code IS NOT NULL"),
+        _index("finished_at", ("job_id", "finished_at", "id"), "finished_at IS NOT NULL"),
     )
 
 
@@ -282,7 +237,10 @@ class ChoiceRow(Row):
     n_tokens: Mapped[int] = mapped_column(server_default="0")
     finish_reason: Mapped[str | None] = mapped_column(String(32))
     text: Mapped[str | None] = mapped_column(Words)
-    __table_args__ = ({"sqlite_with_rowid": False},)
+    __table_args__ = (
+        _index("finish_reason", ("finish_reason", "request_id"), FINISHED, table="choices"),
+        {"sqlite_with_rowid": False},
+    )
 
 
 class ChunkRow(Row):
@@ -333,6 +291,145 @@ class ScoreRow(Row):
     __table_args__ = ({"sqlite_with_rowid": False},)
 
 
+class TallyRow(Row):
+    """What triggers add up of a job, by its number: requests by state, tokens, the first start.
+
+    A job's sums over its rows are what counting its requests and usage would give. `second`: when
+    it changed, in Unix seconds rounded down to ten; 0 for what was folded together since.
+    """
+
+    __tablename__ = "tallies"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    number: Mapped[int] = mapped_column(Id)
+    second: Mapped[int] = mapped_column(Id, server_default="0")
+    requests: Mapped[int] = mapped_column(Id, server_default="0")
+    queued: Mapped[int] = mapped_column(Id, server_default="0")
+    running: Mapped[int] = mapped_column(Id, server_default="0")
+    succeeded: Mapped[int] = mapped_column(Id, server_default="0")
+    failed: Mapped[int] = mapped_column(Id, server_default="0")
+    cancelled: Mapped[int] = mapped_column(Id, server_default="0")
+    prompt_tokens: Mapped[int] = mapped_column(Id, server_default="0")
+    cached_tokens: Mapped[int] = mapped_column(Id, server_default="0")
+    completion_tokens: Mapped[int] = mapped_column(Id, server_default="0")
+    replayed_tokens: Mapped[int] = mapped_column(Id, server_default="0")
+    started_at: Mapped[datetime | None] = mapped_column(Instant)
+    __table_args__ = (
+        Index("ix_tallies_number_second", "number", "second"),
+        Index("ix_tallies_second_number", "second", "number"),
+    )
+
+
+class EventRow(Row):
+    """What happened to a job, in words: submitted, started, paused, resumed, ..., ended."""
+
+    __tablename__ = "events"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    job_id: Mapped[str] = mapped_column(String(64), _job())
+    at: Mapped[datetime] = mapped_column(Instant, server_default=now())
+    event: Mapped[str] = mapped_column(String(32))
+    detail: Mapped[str | None] = mapped_column(Words)
+    __table_args__ = (
+        Index("ix_events_job_id_id", "job_id", "id"),
+        Index(
+            "uq_events_started",
+            "job_id",
+            unique=True,
+            sqlite_where=text("event = 'started'"),
+            postgresql_where=text("event = 'started'"),
+        ),
+    )
+
+
+class KeyRow(Row):
+    """One API key: SHA-256 of it, what it may do (words apart by spaces), whose it is."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(100))
+    name: Mapped[str] = mapped_column(Words)
+    prefix: Mapped[str] = mapped_column(String(16))
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    scopes: Mapped[str] = mapped_column(String(100))
+    created_at: Mapped[datetime] = mapped_column(Instant, server_default=now())
+    last_used_at: Mapped[datetime | None] = mapped_column(Instant)
+    revoked_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class FileRow(Row):
+    """One file of a batch; its bytes lie in the files' folder under its id."""
+
+    __tablename__ = "files"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(100), server_default="")
+    filename: Mapped[str] = mapped_column(Words)
+    purpose: Mapped[str] = mapped_column(String(32))
+    bytes: Mapped[int] = mapped_column(Id)
+    created_at: Mapped[datetime] = mapped_column(Instant, server_default=now())
+    expires_at: Mapped[datetime | None] = mapped_column(Instant)
+    deleted_at: Mapped[datetime | None] = mapped_column(Instant)
+    __table_args__ = (
+        Index("ix_files_owner_created_at_id", "owner", "created_at", "id"),
+        Index("ix_files_expires_at", "expires_at"),
+    )
+
+
+class BatchRow(Row):
+    """One batch of the OpenAI surface; its requests are those of the job, once it is validated."""
+
+    __tablename__ = "batches"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(100), server_default="")
+    job_id: Mapped[str | None] = mapped_column(
+        String(64), ForeignKey("jobs.id", ondelete="SET NULL")
+    )
+    endpoint: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str | None] = mapped_column(Words)
+    input_file_id: Mapped[str] = mapped_column(String(64))
+    output_file_id: Mapped[str | None] = mapped_column(String(64))
+    error_file_id: Mapped[str | None] = mapped_column(String(64))
+    completion_window: Mapped[str] = mapped_column(String(16))
+    output_expires_seconds: Mapped[int | None]
+    lines: Mapped[int] = mapped_column(server_default="0")
+    created_at: Mapped[datetime] = mapped_column(Instant, server_default=now())
+    expires_at: Mapped[datetime] = mapped_column(Instant)
+    in_progress_at: Mapped[datetime | None] = mapped_column(Instant)
+    finalizing_at: Mapped[datetime | None] = mapped_column(Instant)
+    completed_at: Mapped[datetime | None] = mapped_column(Instant)
+    failed_at: Mapped[datetime | None] = mapped_column(Instant)
+    expired_at: Mapped[datetime | None] = mapped_column(Instant)
+    cancelling_at: Mapped[datetime | None] = mapped_column(Instant)
+    cancelled_at: Mapped[datetime | None] = mapped_column(Instant)
+    leased_until: Mapped[datetime | None] = mapped_column(Instant)
+    errors: Mapped[list[dict[str, object]] | None] = mapped_column(Json)
+    details: Mapped[dict[str, object] | None] = mapped_column("metadata", Json)
+    __table_args__ = (
+        Index("ix_batches_owner_created_at_id", "owner", "created_at", "id"),
+        Index("ix_batches_job_id", "job_id"),
+        Index(
+            "ix_batches_open",
+            "created_at",
+            sqlite_where=text(OPEN_BATCH),
+            postgresql_where=text(OPEN_BATCH),
+        ),
+    )
+
+
+class DeliveryRow(Row):
+    """One webhook of a job that has ended: sent until it was taken, or given up."""
+
+    __tablename__ = "deliveries"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    job_id: Mapped[str] = mapped_column(String(64), _job(), unique=True)
+    created_at: Mapped[datetime] = mapped_column(Instant, server_default=now())
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    next_at: Mapped[datetime | None] = mapped_column(Instant, server_default=now())
+    delivered_at: Mapped[datetime | None] = mapped_column(Instant)
+    failed_at: Mapped[datetime | None] = mapped_column(Instant)
+    last_status: Mapped[int | None]
+    last_error: Mapped[str | None] = mapped_column(Words)
+    __table_args__ = (Index("ix_deliveries_next_at", "next_at"),)
+
+
 class WorkerRow(Row):
     """One engine of a process; the last three are what it reported when it was last seen."""
 
@@ -371,5 +468,10 @@ job_status = Table(
     Column("finished_at", Instant),
     Column("cancel_reason", String),
     Column("deadline_at", Instant),
+    Column("number", Integer),
+    Column("kind", String),
+    Column("owner", String),
+    Column("cached_tokens", Integer),
+    Column("started_at", Instant),
 )
 """The view `job_status` as Python sees it; the SQL stands in the migrations."""

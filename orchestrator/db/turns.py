@@ -29,7 +29,9 @@ from sqlalchemy import (
     update,
 )
 
+from orchestrator.db.columns import now
 from orchestrator.db.tables import (
+    CHAT,
     DELAYED,
     READY,
     ROWS_PER_JOB,
@@ -38,7 +40,6 @@ from orchestrator.db.tables import (
     JobRow,
     RequestRow,
     TurnRow,
-    now,
 )
 
 
@@ -82,10 +83,14 @@ def end_delays(tx: Connection) -> None:
     tx.execute(update(RequestRow).where(RequestRow.id.in_(due)).values(retry_at=None))
 
 
-def open_jobs(tx: Connection, model: str, job_id: str | None) -> list[Turn]:
-    """The jobs a worker of `model` may claim from, by priority, then by whose turn it is."""
+def open_jobs(tx: Connection, model: str, job_id: str | None, *, chats: bool = False) -> list[Turn]:
+    """The jobs (or `chats` alone) that a worker of `model` may claim from, in their order.
+
+    By priority, then by whose turn it is.
+    """
     only = JobRow.id == job_id if job_id is not None else true()
-    return [Turn(*row) for row in tx.execute(_OPEN.where(only), {"model": model})]
+    kind = JobRow.kind == CHAT if chats else true()
+    return [Turn(*row) for row in tx.execute(_OPEN.where(only, kind), {"model": model})]
 
 
 def within_limits(tx: Connection, jobs: Sequence[Turn]) -> list[Turn]:

@@ -20,17 +20,10 @@ from sqlalchemy import (
     text,
 )
 
+from orchestrator.db.columns import now, seconds_from_now, unranked
 from orchestrator.db.database import Database
-from orchestrator.db.tables import (
-    DELAYED,
-    READY,
-    SUSPECT,
-    JobRow,
-    RequestRow,
-    WorkerRow,
-    now,
-    seconds_from_now,
-)
+from orchestrator.db.tables import DELAYED, SUSPECT, JobRow, RequestRow, TallyRow, WorkerRow
+from orchestrator.db.tallies import tallied
 from orchestrator.errors import NotFound
 
 ALIVE_SECONDS = 60.0
@@ -101,8 +94,7 @@ def live_workers(db: Database, *, alive_seconds: float = ALIVE_SECONDS) -> list[
 
 def queue_depths(db: Database) -> dict[str, QueueDepth]:
     """By model: what is queued and running, and how long the oldest of it has waited."""
-    queued = _count("state = 'queued'")
-    running = _count("state = 'running'")
+    queued, running = tallied("queued"), tallied("running")
     claimable = JobRow.paused_at.is_(None) & JobRow.cancelled_at.is_(None)
     jobs = select(
         JobRow.model,
@@ -132,12 +124,15 @@ def waiting(db: Database, job_id: str) -> Waiting:
         job = rows.execute(_JOB, {"job_id": job_id}).one_or_none()
         if job is None:
             raise NotFound("job", job_id)
-        others = rows.execute(_OTHERS, {"job_id": job_id, "model": job.model}).all()
     if job.cancelled_at is not None or not job.ready + job.suspects + job.delayed:
         return Waiting(())
     if job.paused_at is not None:
         return Waiting(("paused",))
     serving = [worker for worker in live_workers(db) if worker.model == job.model]
+    others: Sequence[Any] = ()
+    if serving:
+        with db.read() as rows:
+            others = rows.execute(_OTHERS, {"job_id": job_id, "model": job.model}).all()
     return Waiting(tuple(_reasons(job, others, serving)))
 
 
@@ -157,11 +152,11 @@ def _reasons(job: Any, others: Sequence[Any], serving: Sequence[Worker]) -> Iter
 def _busy(job: Any, others: Sequence[Any], serving: Sequence[Worker]) -> str | None:
     """None when a slot is free. A claimed request may have several choices: believe the worker."""
     slots = sum(worker.slots for worker in serving)
-    running = job.running + sum(other.running for other in others)
+    running = job.running + sum(int(other.running) for other in others)
     if max(running, sum(worker.slots_used or 0 for worker in serving)) < slots:
         return None
-    ahead = sum(other.ready for other in others if other.priority > job.priority)
-    equals = sum(1 for other in others if other.priority == job.priority)
+    ahead = sum(int(other.queued) for other in others if other.priority > job.priority)
+    equals = sum(other.jobs for other in others if other.priority == job.priority)
     share = f", shared with {equals} jobs of the same priority" if equals else ""
     return f"all {slots} slots are busy, {ahead} requests are ahead{share}"
 
@@ -169,7 +164,7 @@ def _busy(job: Any, others: Sequence[Any], serving: Sequence[Worker]) -> str | N
 def _count(condition: str) -> ScalarSelect[int]:
     return (
         select(func.count())
-        .where(RequestRow.job_id == JobRow.id, text(condition))
+        .where(unranked(RequestRow.job_id) == JobRow.id, text(condition))
         .scalar_subquery()
     )
 
@@ -178,29 +173,45 @@ def _has(state: str) -> ColumnElement[bool]:
     return exists().where(RequestRow.job_id == JobRow.id, text(f"state = '{state}'"))
 
 
-_COUNTS = (
-    _count("state = 'running'").label("running"),
-    _count(READY).label("ready"),
-)
+_SUSPECTS, _DELAYED = _count(SUSPECT), _count(DELAYED)
 _JOB = select(
     JobRow.model,
     JobRow.priority,
     JobRow.max_parallel,
     JobRow.paused_at,
     JobRow.cancelled_at,
-    *_COUNTS,
-    _count(SUSPECT).label("suspects"),
-    _count(DELAYED).label("delayed"),
+    tallied("running").label("running"),
+    # Not counted one by one: there may be millions.
+    (tallied("queued") - _SUSPECTS - _DELAYED).label("ready"),
+    _SUSPECTS.label("suspects"),
+    _DELAYED.label("delayed"),
     select(func.min(RequestRow.retry_at))
-    .where(RequestRow.job_id == JobRow.id, text(DELAYED))
+    .where(unranked(RequestRow.job_id) == JobRow.id, text(DELAYED))
     .scalar_subquery()
     .label("retry_at"),
 ).where(JobRow.id == bindparam("job_id"), JobRow.planned_at.is_not(None))
-_OTHERS = select(JobRow.priority, *_COUNTS).where(
-    JobRow.model == bindparam("model"),
-    JobRow.id != bindparam("job_id"),
-    JobRow.planned_at.is_not(None),
-    JobRow.paused_at.is_(None),
-    JobRow.cancelled_at.is_(None),
-    or_(_has("queued"), _has("running")),
+_OPEN = (
+    select(
+        JobRow.priority,
+        func.sum(TallyRow.queued).label("queued"),
+        func.sum(TallyRow.running).label("running"),
+    )
+    .join(TallyRow, TallyRow.number == JobRow.number)
+    .where(
+        JobRow.model == bindparam("model"),
+        JobRow.id != bindparam("job_id"),
+        JobRow.planned_at.is_not(None),
+        JobRow.ended_at.is_(None),
+        JobRow.paused_at.is_(None),
+        JobRow.cancelled_at.is_(None),
+    )
+    .group_by(JobRow.id, JobRow.priority)
+    .having(func.sum(TallyRow.queued + TallyRow.running) > 0)
+    .subquery()
 )
+_OTHERS = select(
+    _OPEN.c.priority,
+    func.count().label("jobs"),
+    func.sum(_OPEN.c.queued).label("queued"),
+    func.sum(_OPEN.c.running).label("running"),
+).group_by(_OPEN.c.priority)

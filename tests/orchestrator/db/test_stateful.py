@@ -32,6 +32,7 @@ from orchestrator.db.store import Claimed, flush
 from orchestrator.errors import Conflict
 from tests.faults.harness import many
 from tests.orchestrator.db.builders import claim_some, everything, rows, run, small_plan, write
+from tests.orchestrator.db.counts import agree
 
 ENDED = {"succeeded", "failed", "partial"}
 POISON, MAX_ATTEMPTS, MAX_PARALLEL = 3, 4, 2
@@ -256,6 +257,9 @@ class Store(RuleBasedStateMachine):
         for job_id in self.jobs:
             status = views.job_status(self.db, job_id)
             assert status.state != "cancelled" or status.queued == 0
+
+    def teardown(self) -> None:
+        agree(self.db)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

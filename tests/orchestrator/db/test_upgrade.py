@@ -6,6 +6,7 @@ from orchestrator.db import database, store, views
 from orchestrator.db.database import SCHEMA, SCHEMA_TABLE, Database
 from orchestrator.db.store import flush
 from tests.orchestrator.db.builders import claim_some, everything, rows, run, write
+from tests.orchestrator.db.counts import agree
 
 JOBS = """
 INSERT INTO jobs (id, number, name, model, priority, seed, digest, n_items, n_points, n_requests,
@@ -29,6 +30,10 @@ CHUNKS = (
     "INSERT INTO chunks (request_id, choice, token_start, n_tokens, token_ids, text)"
     " VALUES ({id}, 0, 0, 1, {blob}, 'a')"
 )
+USAGE = (
+    "INSERT INTO usage (request_id, attempt, prompt_tokens, cached_tokens, completion_tokens,"
+    " replayed_tokens) VALUES ({id}, {attempt}, {prompt}, 2, 3, 1)"
+)
 STATES = ("queued", "running", "succeeded", "failed", "queued")
 
 
@@ -49,11 +54,13 @@ def fill(db: Database) -> None:
             run(db, CHOICES.format(id=request_id, n=int(state == "running")))
             if state == "running":
                 run(db, CHUNKS.format(id=request_id, blob=blob))
+                for attempt in (1, 2):
+                    run(db, USAGE.format(id=request_id, attempt=attempt, prompt=4 + attempt))
     run(db, "INSERT INTO workers (id, hostname, pid, model, device, slots)"
         " VALUES ('w', 'host', 1, 'tiny', 'cpu', 8)")  # fmt: skip
 
 
-@pytest.fixture(params=["0001", "0002"])
+@pytest.fixture(params=["0001", "0002", "0003", "0004"])
 def version(request: pytest.FixtureRequest) -> str:
     """The schema before the upgrade."""
     return str(request.param)
@@ -88,6 +95,8 @@ def test_an_old_database_goes_on_where_it_was(
         width = len(status[0])
         assert [row[:width] for row in rows(db, "SELECT * FROM job_status ORDER BY id")] == status
         assert rows(db, "SELECT job_id, turn FROM turns ORDER BY 1") == [("job_1", 0), ("job_2", 0)]
+        agree(db)
+        assert len(rows(db, "SELECT * FROM tallies")) == 2
         if db.dialect == "sqlite":
             assert rows(db, "PRAGMA foreign_key_check") == []
             assert rows(db, "PRAGMA integrity_check") == [("ok",)]
@@ -110,6 +119,7 @@ def _go_on(db: Database) -> None:
     assert rows(
         db, "SELECT count(*) FROM requests WHERE end_user IS NULL AND warnings IS NULL"
     ) == [(10,)]
+    agree(db)
     store.resume_job(db, "job_2")
     store.retry_failed(db, "job_2")
     assert views.job_status(db, "job_2").queued == 4
