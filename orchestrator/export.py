@@ -15,11 +15,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TextIO
 
+from orchestrator.db.columns import to_json
 from orchestrator.db.replay import envelope_of
-from orchestrator.db.tables import to_json
 from orchestrator.db.views import Result
 from orchestrator.errors import PenstockError, SpecError
 from orchestrator.spec.chunks import ChoiceEnd, Json, fold, stream, usage
+from orchestrator.spec.plan import given
 
 # Characters that JSON lets through and that some readers take for the end of a line.
 _LINE_ENDS = ("\x85", "\u2028", "\u2029")
@@ -68,7 +69,7 @@ def completion(result: Result) -> Json:
         job_id=result.job_id,
         created=result.created,
         model=result.model,
-        params={**result.params, **result.point_params},
+        params=given(result.params, result.point_params, result.columns, verbatim=result.verbatim),
         system_fingerprint=result.system_fingerprint,
         warnings=result.warnings,
     )

@@ -7,11 +7,12 @@ job is shown.
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from orchestrator.db import leftovers, store, views
 from orchestrator.db.database import Database
+from orchestrator.errors import Conflict
 from orchestrator.evaluation.graders import grade as grade_text
 from orchestrator.queue import Queue
 from orchestrator.spec.plan import Plan
@@ -20,10 +21,45 @@ _SCORES_A_WRITE = 500
 _OPEN_STATES = {"queued", "running", "paused"}
 
 
-def submit(db: Database, plan: Plan, queue: Queue) -> str:
-    """Write the whole plan, then wake a worker; the job's id."""
-    job_id = store.insert_job(db, plan)
-    queue.wake(plan.spec.model)
+def submit(
+    db: Database,
+    plan: Plan,
+    queue: Queue,
+    *,
+    owner: str = "",
+    kind: str = "job",
+    handle: str | None = None,
+    idempotency_key: str | None = None,
+    webhook: Mapping[str, object] | None = None,
+) -> str:
+    """Write the whole plan, then wake a worker; the job's id.
+
+    `kind`: `job`, or `batch` or `chat` for a plan of bodies. A chat's `handle` is its completion's
+    id unless another is given. `webhook`: {url, secret}. The same owner's `idempotency_key` with
+    the same content again gives the first job's id and writes nothing; raises Conflict where the
+    content is another.
+    """
+    job_id = _first(db, plan, owner, idempotency_key)
+    if job_id is None:
+        origin = store.Origin(owner, kind, handle, idempotency_key, webhook)
+        try:
+            job_id = store.insert_job(db, plan, origin)
+        except Conflict:  # somebody with the same key was faster
+            job_id = _first(db, plan, owner, idempotency_key)
+            if job_id is None:
+                raise
+    queue.wake(plan.spec.model)  # once more where it was submitted before: a nudge may be lost
+    return job_id
+
+
+def _first(db: Database, plan: Plan, owner: str, key: str | None) -> str | None:
+    """The job that was submitted with this key before."""
+    found = None if key is None else store.submitted(db, owner, key)
+    if found is None:
+        return None
+    job_id, digest = found
+    if digest != plan.spec.digest:
+        raise Conflict("idempotency key", str(key), "it was used for a job of other content")
     return job_id
 
 

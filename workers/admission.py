@@ -46,6 +46,7 @@ def to_completion(claimed: Claimed, wording: Wording) -> Completion:
         calls=held_to.calls,
         call_reason=wishes.call_reason,
         warnings=held_to.warnings,
+        urgent=claimed.urgent,
     )
 
 
@@ -68,6 +69,7 @@ def _resolve(claimed: Claimed, vocab_size: int) -> ChatParams:
             claimed.point_params,
             claimed.columns,
             claimed.seed,
+            verbatim=claimed.verbatim,
             vocab_size=vocab_size,
         )
     except ParameterError as error:

@@ -31,7 +31,12 @@ class Crew:
         ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.grading = GradingThread(db, queue)
-        self.reconciler = ReconcilerThread(db, queue, lease_seconds=settings.lease_seconds)
+        self.reconciler = ReconcilerThread(
+            db,
+            queue,
+            lease_seconds=settings.lease_seconds,
+            webhook_private=settings.webhook_private,
+        )
         self.engines = [
             EngineThread(
                 settings,

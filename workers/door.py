@@ -4,12 +4,14 @@ Refuses at the door what `admission` would let fail request by request. Needs ho
 and writes (`wording.py`); knows nothing of sessions, devices or SQL.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import ParameterError, RequestError, SpecError
 from orchestrator.spec import sweep
 from orchestrator.spec.job import at_point
+from orchestrator.spec.params import ChatParams
 from orchestrator.spec.plan import Item, Plan, Point, resolve
 from workers.shapes import asked, form
 from workers.wording import Wording
@@ -34,8 +36,12 @@ def check_plan(plan: Plan, wording: Wording, *, context: int) -> None:
     That is a `logit_bias` beyond the vocabulary, a strict schema that cannot be enforced, tools
     without a known format of calls, a prompt beyond `context` tokens, the completion's counted
     with it. Messages are no sweep's parameter: each item is rendered and encoded once for each
-    different set of tools, against the largest `max_tokens` of its points.
+    different set of tools, against the largest `max_tokens` of its points. Of a plan of bodies
+    each is a request by itself: a ParameterError for the first that cannot be done.
     """
+    if plan.verbatim:
+        _check_bodies(plan, wording, context)
+        return
     kinds = _kinds(plan)
     for item in plan.items():
         if item.position == 0:
@@ -46,6 +52,36 @@ def check_plan(plan: Plan, wording: Wording, *, context: int) -> None:
         for kind in kinds:
             length = _length(plan, kind, item, wording)
             _check_length(plan, item, length, kind.most, context)
+
+
+def _check_bodies(plan: Plan, wording: Wording, context: int) -> None:
+    formed: set[str] = set()
+    for item in plan.items():
+        try:
+            params = resolve({}, {}, item.columns, 0, verbatim=True)
+            _check_body(params, item, wording, context, formed)
+        except ParameterError as error:
+            raise error.at(_named(plan, item)) from error
+
+
+def _check_body(
+    params: ChatParams, item: Item, wording: Wording, context: int, formed: set[str]
+) -> None:
+    """`formed`: the shapes whose grammars are known to compile, as lines mostly share one."""
+    _check_ids(params, wording.tokenizer.vocab_size)
+    wishes = asked(params)
+    names = (*_SHAPING, "functions", "tools")
+    shape = json.dumps({name: item.columns[name] for name in names if name in item.columns})
+    if shape not in formed:
+        form(wishes, wording)
+        formed.add(shape)
+    try:
+        length = _tokens(params, wishes.tools, wording)
+    except RequestError as error:
+        raise ParameterError(error.message, "messages", error.code) from error
+    most = params.max_tokens or 0
+    if length + max(most, 1) > context:
+        raise _too_long(length, most, context)
 
 
 def _kinds(plan: Plan) -> list[_Kind]:
@@ -71,13 +107,20 @@ def _by_tools(kinds: list[_Kind]) -> list[_Kind]:
 
 def _check_bias(plan: Plan, item: Item, vocab_size: int) -> None:
     for point in plan.points:
-        bias = resolve(plan.spec.params, point.params, item.columns, 0).logit_bias
-        if bias and (largest := max(bias)) >= vocab_size:
+        try:
+            _check_ids(resolve(plan.spec.params, point.params, item.columns, 0), vocab_size)
+        except ParameterError as error:
             path = ("sweep",) if "logit_bias" in point.params else ("params", "logit_bias")
-            raise ParameterError(
-                f"Invalid key in 'logit_bias': {largest}. Maximum value is {vocab_size - 1}.",
-                "logit_bias",
-            ).at(plan.spec.document.where(*path))
+            raise error.at(plan.spec.document.where(*path)) from None
+
+
+def _check_ids(params: ChatParams, vocab_size: int) -> None:
+    bias = params.logit_bias
+    if bias and (largest := max(bias)) >= vocab_size:
+        raise ParameterError(
+            f"Invalid key in 'logit_bias': {largest}. Maximum value is {vocab_size - 1}.",
+            "logit_bias",
+        )
 
 
 def _check_form(plan: Plan, kind: _Kind, item: Item, wording: Wording) -> None:
@@ -96,24 +139,35 @@ def _check_form(plan: Plan, kind: _Kind, item: Item, wording: Wording) -> None:
 def _length(plan: Plan, kind: _Kind, item: Item, wording: Wording) -> int:
     params = resolve(plan.spec.params, kind.point.params, item.columns, 0)
     try:
-        text = wording.template.render(list(params.messages), kind.tools)
-        return len(wording.tokenizer.encode(text))
+        return _tokens(params, kind.tools, wording)
     except RequestError as error:
         expected = "messages that the model's chat template takes"
         raise SpecError(_where(plan, item), expected, str(error)) from error
 
 
+def _tokens(params: ChatParams, tools: list[dict[str, Any]] | None, wording: Wording) -> int:
+    return len(wording.tokenizer.encode(wording.template.render(list(params.messages), tools)))
+
+
 def _check_length(plan: Plan, item: Item, length: int, most: int, context: int) -> None:
     if length + max(most, 1) > context:
-        raise ParameterError(
-            f"This model's maximum context length is {context} tokens. However, you requested "
-            f"{length + most} tokens ({length} in the messages, {most} in the completion). "
-            "Please reduce the length of the messages or completion.",
-            "messages",
-            "context_length_exceeded",
-        ).at(_where(plan, item))
+        raise _too_long(length, most, context).at(_where(plan, item))
+
+
+def _too_long(length: int, most: int, context: int) -> ParameterError:
+    return ParameterError(
+        f"This model's maximum context length is {context} tokens. However, you requested "
+        f"{length + most} tokens ({length} in the messages, {most} in the completion). "
+        "Please reduce the length of the messages or completion.",
+        "messages",
+        "context_length_exceeded",
+    )
 
 
 def _where(plan: Plan, item: Item) -> str:
     place = plan.spec.document.where("params", "messages")
     return f"{place}: item {item.position} (custom_id {item.custom_id!r})"
+
+
+def _named(plan: Plan, item: Item) -> str:
+    return f"{plan.spec.document.file}: item {item.position} (custom_id {item.custom_id!r})"

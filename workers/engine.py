@@ -6,8 +6,9 @@ replayed: its prompt's KV is what it was the first time and its persisted tokens
 steps, riding in the running batch, so that every number is bitwise what it would have been (design,
 decision 3).
 
-Who waits is seated in the order of admission: where the first does not fit, nobody behind it sits
-down. Knows nothing of jobs, SQL, Celery or templates: token ids and parameters in, events out.
+Who waits is seated in the order of admission, the urgent before the others: where the first does
+not fit, nobody behind it sits down. Knows nothing of jobs, SQL, Celery or templates: token ids and
+parameters in, events out.
 """
 
 import time
@@ -110,6 +111,11 @@ class Engine:
     def load(self) -> int:
         """Choices that are seated or wait for a seat; may exceed the slots."""
         return self.seated + self._waiting.choices
+
+    @property
+    def urgent(self) -> int:
+        """Choices of urgent completions that wait for a seat."""
+        return self._waiting.urgent
 
     @property
     def idle(self) -> bool:

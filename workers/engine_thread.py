@@ -75,11 +75,12 @@ class EngineThread(threading.Thread):
             fingerprint=model.fingerprint,
             lease_seconds=settings.lease_seconds,
             flush_seconds=settings.flush_seconds,
+            chat_seconds=settings.chat_flush_seconds,
         )
         self._nudged, self._stopping = threading.Event(), threading.Event()
         self._registered = False
         self._cut_off: list[tuple[int, int]] | None = None  # what was held as the database went
-        self._claim_at = self._seen_at = self._suspects_at = 0.0
+        self._claim_at = self._chats_at = self._seen_at = self._suspects_at = 0.0
         self._stepping_since: float | None = None
         names = self.worker_id, model.folder.name, model.runner.device
         self._observer = Observer(self._engine, self._counters, *names)
@@ -156,13 +157,15 @@ class EngineThread(threading.Thread):
         if self._cut_off is not None:
             store.excuse(self._db, self.worker_id, self._cut_off)
             self._cut_off = None
+        if self._nudged.is_set():
+            self._nudged.clear()  # first: who knocks while we look is heard the next time
+            self._claim_at = self._chats_at = 0.0
         self._claim()
+        self._claim_chats()
         if self._engine.idle:
             self._flush()
-            self._nudged.wait(self._settings.poll_seconds)
-            if self._nudged.is_set():
-                self._claim_at = 0.0
-            self._nudged.clear()
+            if not self._stopping.is_set():
+                self._nudged.wait(self._settings.poll_seconds)
             return
         seeking = self._seeks_suspects
         if self._engine.seated:
@@ -179,6 +182,8 @@ class EngineThread(threading.Thread):
             self._flush()
             if seeking and not self._recorder.all_clear:
                 self._suspects_at = time.monotonic() + _SUSPECTS_INTERVAL_SECONDS
+        elif self._recorder.chats_due:
+            self._flushed(self._recorder.flush_chats())
 
     @property
     def _seeks_suspects(self) -> bool:
@@ -208,23 +213,42 @@ class EngineThread(threading.Thread):
         clear = self._recorder.all_clear
         if self._blame.trying or self._recorder.has_suspect or not (enough or clear):
             return
+        claims = self._take(max(room, 1), alone=clear)
+        if clear:
+            self._suspects_at = now + _SUSPECTS_INTERVAL_SECONDS
+        if not claims:
+            self._claim_at = self._chats_at = now + self._settings.poll_seconds
+
+    def _claim_chats(self) -> None:
+        """Chats are claimed beyond the room for others, when a nudge came, and now and then.
+
+        They are seated before the bulk that was claimed ahead of need. Where there is room for
+        all, `_claim` finds them first.
+        """
+        room, now = self._engine.slots - self._engine.urgent, time.monotonic()
+        if now < self._chats_at or room < 1 or self._engine.load < self._engine.slots // 2:
+            return
+        if self._blame.trying or self._recorder.has_suspect:
+            return
+        self._chats_at = now + self._settings.poll_seconds
+        self._take(room, alone=False, chats=True)
+
+    def _take(self, limit: int, *, alone: bool, chats: bool = False) -> Sequence[store.Claimed]:
         claims = store.claim(
             self._db,
             model=self._model.folder.name,
             worker_id=self.worker_id,
-            limit=max(room, 1),
+            limit=limit,
             lease_seconds=self._settings.lease_seconds,
             job_id=self._job_id,
-            alone=clear,
+            alone=alone,
+            chats=chats,
         )
-        if clear:
-            self._suspects_at = now + _SUSPECTS_INTERVAL_SECONDS
-        if not claims:
-            self._claim_at = now + self._settings.poll_seconds
         self._counters.claims.inc(len(claims))
         for claimed in claims:
             self._begin(claimed)
         self._admit(claims)
+        return claims
 
     def _begin(self, claimed: store.Claimed) -> None:
         log.info(
@@ -259,7 +283,10 @@ class EngineThread(threading.Thread):
             self._recorder.fail(request_id, error)
 
     def _flush(self) -> None:
-        for request_id in self._recorder.flush():
+        self._flushed(self._recorder.flush())
+
+    def _flushed(self, gone: frozenset[int]) -> None:
+        for request_id in gone:
             self._blame.cancel(request_id)
         self.state = self._state()
         while self._recorder.finished_jobs:

@@ -28,7 +28,7 @@ class Completion:
 
     `grammar`: what may be sampled and how it must end (None: anything); `calls`: how the model
     writes calls (None: all is text); `call_reason`: the finish reason of a choice that made one;
-    `warnings`: what of the request is not kept to.
+    `warnings`: what of the request is not kept to; `urgent`: it waits behind no other that is not.
     """
 
     id: int
@@ -41,6 +41,7 @@ class Completion:
     calls: CallFormat | None = None
     call_reason: str = "tool_calls"
     warnings: tuple[str, ...] = ()
+    urgent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Events to rows: gathers what the engine emits and writes it in fenced flushes.
 
-One flush is one transaction for all requests: chunks, ends, usage, outcomes, renewed leases. A
-request whose lease was lost, or whose job was cancelled or paused, comes back by id and nothing
+One flush is one transaction for all requests: chunks, ends, usage, outcomes, renewed leases; the
+first tokens of a chat, and what follows them, go ahead in small ones of their own. A request whose
+lease was lost, or whose job was cancelled or paused, comes back by id and nothing
 more of it is written. Knows nothing of slots, sampling or Celery.
 """
 
@@ -59,6 +60,13 @@ class _Open:
             return "failed"
         return None if self.unfinished else "succeeded"
 
+    @property
+    def urgent(self) -> bool:
+        """Somebody waits for what was gathered since the last flush."""
+        if not self.claimed.urgent:
+            return False
+        return bool(self.chunks) or self.outcome is not None or self.broken is not None
+
 
 class Recorder:
     """One worker's open requests; the engine's thread owns it."""
@@ -71,12 +79,18 @@ class Recorder:
         fingerprint: str,
         lease_seconds: float,
         flush_seconds: float,
+        chat_seconds: float = 0.04,
     ) -> None:
+        """`flush_seconds`: between two flushes; `chat_seconds`: the same for chats alone."""
         self._db, self._fingerprint = db, fingerprint
-        self._lease, self._interval = lease_seconds, flush_seconds
+        self._lease, self._interval, self._chat_interval = (
+            lease_seconds,
+            flush_seconds,
+            chat_seconds,
+        )
         self._model = model
         self._open: dict[int, _Open] = {}
-        self._flushed_at = time.monotonic()
+        self._flushed_at = self._chats_at = time.monotonic()
         self.finished_jobs: set[str] = set()
         self.tokens = 0
 
@@ -106,8 +120,16 @@ class Recorder:
         return self.since_flush >= self._interval
 
     @property
+    def chats_due(self) -> bool:
+        """A chat has something to be flushed: its first tokens now, all else after its interval."""
+        passed = time.monotonic() - self._chats_at >= self._chat_interval
+        return any(
+            request.urgent and (passed or not request.proven) for request in self._open.values()
+        )
+
+    @property
     def since_flush(self) -> float:
-        """Seconds since the last flush began."""
+        """Seconds since the last flush of all began."""
         return time.monotonic() - self._flushed_at
 
     def holds(self, request_id: int) -> bool:
@@ -136,10 +158,19 @@ class Recorder:
         While the database is away it is tried again until the leases are over, then WorkerError.
         Requests with which steps fail are given back for another attempt, somewhere, later.
         """
-        began = self._flushed_at = time.monotonic()
-        if not self._open:
+        self._flushed_at = self._chats_at = time.monotonic()
+        return self._flush(list(self._open.values()))
+
+    def flush_chats(self) -> frozenset[int]:
+        """The same for the chats that have something to tell; the others' tokens wait."""
+        self._chats_at = time.monotonic()
+        return self._flush([request for request in self._open.values() if request.urgent])
+
+    def _flush(self, requests: Sequence[_Open]) -> frozenset[int]:
+        if not requests:
             return frozenset()
-        writes = [self._write(request) for request in self._open.values()]
+        began = time.monotonic()
+        writes = [self._write(request) for request in requests]
         flushed = self._flush_until(writes, began + self._lease)
         metrics.FLUSH_SECONDS.labels(self._model).observe(time.monotonic() - began)
         gone = flushed.lost | flushed.cancelled
@@ -148,8 +179,9 @@ class Recorder:
         for id in flushed.lost:
             log.warning("request.lost id=%s", id)
         metrics.LOST.labels(self._model).inc(len(flushed.lost))
-        for request in [each for each in self._open.values() if each.broken is not None]:
-            self._give_back([request], request.broken)
+        for request in requests:
+            if request.broken is not None and self.holds(request.claimed.request_id):
+                self._give_back([request], request.broken)
         return gone
 
     def release(self, error: WorkerError | None = None) -> None:

@@ -1,7 +1,8 @@
 """Who waits for a seat, in which order, and who may sit down next.
 
-First come, first served: where the first has no room, nobody behind it sits down either, so that
-small ones never starve a large one. Knows nothing of runners, of prompts' KV or of who is seated.
+First come, first served, the urgent before the others: where the first has no room, nobody behind
+it sits down either, so that small ones never starve a large one. Knows nothing of runners, of
+prompts' KV or of who is seated.
 """
 
 from collections import deque
@@ -26,6 +27,11 @@ class Waiting:
         """How many choices wait."""
         return sum(len(admitted.waiting) for admitted in self.all)
 
+    @property
+    def urgent(self) -> int:
+        """How many of them are of urgent completions."""
+        return sum(len(each.waiting) for each in self.all if each.completion.urgent)
+
     def add(self, completion: Completion, room: int) -> None:
         """Queue a completion for slots of `room` tokens; RequestError if it can never fit."""
         prompt, wanted = len(completion.prompt), completion.max_tokens
@@ -34,7 +40,16 @@ class Waiting:
         if prompt + (wanted or 1) > room:
             raise RequestError("context_length_exceeded", _too_long(room, prompt, wanted))
         limit, key = wanted or room - prompt, key_of(completion.prompt)
-        self.all.append(Admitted(completion, limit, deque(completion.choices), key))
+        place = self._behind_urgent() if completion.urgent else len(self.all)
+        self.all.insert(place, Admitted(completion, limit, deque(completion.choices), key))
+
+    def _behind_urgent(self) -> int:
+        """Behind the last that is urgent too, or whose prompt lies in a staging row: that row would
+        be another's if somebody went before it."""
+        ahead = (
+            p for p, each in enumerate(self.all) if each.completion.urgent or each.row is not None
+        )
+        return max(ahead, default=-1) + 1
 
     def seatable(
         self, slots: int, tokens: int, after: Admitted | None = None

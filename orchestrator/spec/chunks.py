@@ -108,7 +108,7 @@ def stream(
     the envelope includes it. A choice without an end gets no final chunk: it is still running.
     Whoever reads a request that runs hands in an iterator that ends when the request does.
     """
-    told = _Told(envelope)
+    told = Telling(envelope)
     for chunk in chunks:
         yield from told.chunk(chunk)
     yield from told.rest()
@@ -119,8 +119,8 @@ def stream(
 
 
 @dataclass(slots=True)
-class _Told:
-    """How far the telling of one request is.
+class Telling:
+    """How far the telling of one request is; `stream` for who gets its chunks one by one.
 
     `opened` choices have a role; `waiting` holds what later ones have said; `entries` are
     log-prob entries of a choice that wait for its next text.

@@ -1,7 +1,8 @@
 """A job's points, items and requests: pure, deterministic, lazy; and a request's parameters.
 
 `plan` reads the dataset once to check and count it, and holds no item; `resolve` is what turns a
-planned request into parameters, at the door and on the worker alike. Knows nothing of SQL.
+planned request into parameters, at the door and on the worker alike. Knows nothing of SQL. Plans
+of whole bodies are made in `bodies.py`.
 """
 
 import hashlib
@@ -62,6 +63,11 @@ class Plan:
     spec: JobSpec
     points: tuple[Point, ...]
     n_items: int
+
+    @property
+    def verbatim(self) -> bool:
+        """Each item's columns are the whole parameters of its requests, nothing a template."""
+        return False
 
     @property
     def n_requests(self) -> int:
@@ -125,20 +131,31 @@ def request_seed(spec: JobSpec, item_position: int, point: Point) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
+def given(
+    params: Values, point_params: Values, columns: Mapping[str, object], *, verbatim: bool
+) -> dict[str, object]:
+    """A request's parameters as they were written, templates intact.
+
+    The point's over the job's; `verbatim`: the item's columns and nothing else.
+    """
+    return dict(columns) if verbatim else {**params, **point_params}
+
+
 def resolve(
     params: Values,
     point_params: Values,
     columns: Mapping[str, object],
     seed: int,
     *,
+    verbatim: bool = False,
     vocab_size: int | None = None,
 ) -> ChatParams:
-    """A request's own parameters: the point's over the job's, templates rendered, parsed.
+    """A request's own parameters: as `given`, templates rendered (none if `verbatim`), parsed.
 
     Pure. Raises `TemplateError` (a `RequestError`) or `ParameterError`.
     """
-    merged = {**params, **point_params}
-    for name in TEMPLATED:
+    merged = given(params, point_params, columns, verbatim=verbatim)
+    for name in () if verbatim else TEMPLATED:
         if name in merged:
             merged[name] = templates.render_tree(merged[name], columns, (name,))
     merged["seed"] = seed

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.control import context_of
 from orchestrator.errors import WorkerError
+from orchestrator.fleet import context_of
 from orchestrator.settings import Settings
 from workers import memory
 from workers.folder import TINY, ModelFolder

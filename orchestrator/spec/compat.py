@@ -1,0 +1,54 @@
+"""What common clients send beyond the 23 parameters: renamed, or dropped where it may be.
+
+For the HTTP door alone, before `parse_params`; knows nothing of the other parameters, and leaves
+whatever is wrong with them to be refused there.
+"""
+
+from collections.abc import Mapping
+
+from orchestrator.errors import ParameterError
+from orchestrator.spec import refusals
+
+DROPPED = ("ignore_eos", "metadata", "min_tokens", "skip_special_tokens", "store")
+_RENAMED = "max_completion_tokens"
+_LARGEST = 2**31 - 1
+
+
+def compatible(raw: Mapping[str, object]) -> dict[str, object]:
+    """`raw` as `parse_params` takes it; `raw` itself is left as it is.
+
+    `max_completion_tokens` becomes `max_tokens`, the role `developer` becomes `system`, what is
+    of no meaning here is dropped. Raises ParameterError where both limits are given, or where
+    `max_completion_tokens` is none.
+    """
+    body = {key: value for key, value in raw.items() if key not in DROPPED}
+    if _RENAMED in body:
+        _rename(body)
+    if isinstance(options := body.get("stream_options"), Mapping):
+        body["stream_options"] = {
+            key: value for key, value in options.items() if key != "continuous_usage_stats"
+        }
+    if isinstance(messages := body.get("messages"), list):
+        body["messages"] = [_message(message) for message in messages]
+    return body
+
+
+def _rename(body: dict[str, object]) -> None:
+    value = body.pop(_RENAMED)
+    if value is None:
+        return
+    if body.get("max_tokens") is not None:
+        raise ParameterError(
+            "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.",
+            _RENAMED,
+            "invalid_value",
+        )
+    if refusal := refusals.first(refusals.number(_RENAMED, value, 1, _LARGEST, whole=True)):
+        raise refusal.error()
+    body["max_tokens"] = value
+
+
+def _message(message: object) -> object:
+    if isinstance(message, Mapping) and message.get("role") == "developer":
+        return {**message, "role": "system"}
+    return message
