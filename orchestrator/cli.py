@@ -21,7 +21,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator import benching, control, fleet, lifecycle, models, reading, terminal
+from orchestrator import (
+    benching,
+    control,
+    fleet,
+    keys,
+    lifecycle,
+    models,
+    reading,
+    serving,
+    terminal,
+)
 from orchestrator.control import FileArgument
 from orchestrator.db import views
 from orchestrator.db.database import SCHEMA, Database
@@ -53,8 +63,10 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="The models on this machine.", no_args_is_help=True)
 db_app = typer.Typer(help="The database.", no_args_is_help=True)
+keys_app = typer.Typer(help="The keys of the API.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(db_app, name="db")
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> None:
@@ -84,7 +96,7 @@ def root(
     level = Settings.from_env().log.upper()
     logging.basicConfig(level=level, handlers=[terminal.log_handler()])
     if level == "INFO":  # our own transitions, not the libraries' plumbing
-        for library in ("alembic", "celery", "kombu"):
+        for library in ("alembic", "celery", "kombu", "uvicorn"):
             logging.getLogger(library).setLevel(logging.WARNING)
 
 
@@ -228,7 +240,7 @@ def plan(file: FileArgument, as_json: JsonOption = False) -> None:
 
 def _context(model: str, settings: Settings) -> int | None:
     try:
-        return control.context_of(find_folder(model, settings), settings)
+        return fleet.context_of(find_folder(model, settings), settings)
     except PenstockError:
         return None
 
@@ -250,6 +262,14 @@ app.command()(reading.workers)
 app.command()(fleet.worker)
 app.command()(control.scheduler)
 app.command()(control.up)
+app.command()(serving.serve)
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+keys_app.command("create")(keys.create)
+keys_app.command("list")(keys.list_keys)
+keys_app.command("revoke")(keys.revoke)
 
 
 # --- models and the database ----------------------------------------------------------------------

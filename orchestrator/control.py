@@ -6,16 +6,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from contextlib import ExitStack, closing
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Annotated
 
 import typer
 
-from orchestrator import fleet, lifecycle
+from orchestrator import fleet, lifecycle, serving
 from orchestrator.db import views
 from orchestrator.db.database import Database
 from orchestrator.errors import NotFound, WorkerError
@@ -28,9 +25,6 @@ from orchestrator.scheduler import Scheduler
 from orchestrator.settings import Settings
 from orchestrator.spec.plan import Plan
 from orchestrator.terminal import say, talk
-
-if TYPE_CHECKING:
-    from workers.folder import ModelFolder
 
 FileArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="A job's YAML file, or the name of a bundled job.")
@@ -112,7 +106,7 @@ def scheduler(interval: IntervalOption = None, metrics_port: fleet.MetricsOption
     """
     settings = Settings.from_env()
     every = interval or looks_every(settings.lease_seconds)
-    stopped = _stopped_by_signals()
+    stopped = fleet.stopped_by_signals()
     with ExitStack() as open_until_end:
         db = open_until_end.enter_context(Database.open(settings.database_url))
         queue = open_until_end.enter_context(closing(Queue(settings)))
@@ -120,7 +114,9 @@ def scheduler(interval: IntervalOption = None, metrics_port: fleet.MetricsOption
         if metrics_port is not None:
             server = MetricsServer(metrics_port, lambda: views.queue_depths(db))
             open_until_end.enter_context(closing(server))
-        running = open_until_end.enter_context(Scheduler(db, queue, interval_seconds=every))
+        private = settings.webhook_private
+        ticking = Scheduler(db, queue, interval_seconds=every, webhook_private=private)
+        running = open_until_end.enter_context(ticking)
         talk(f"scheduler: a look every {every:g} s")
         while not stopped.wait(1.0):
             if not running.alive:
@@ -138,8 +134,11 @@ def up(
     device: fleet.DeviceOption = "cpu",
     grace: fleet.GraceOption = None,
     metrics_port: fleet.MetricsOption = None,
+    host: serving.HostOption = serving.LOOPBACK,
+    port: serving.PortOption = None,
+    keys: serving.KeysOption = False,
 ) -> None:
-    """Worker, scheduler and reconciler in one process, until SIGTERM or Ctrl-C.
+    """API, pages, worker, scheduler and reconciler in one process, until SIGTERM or Ctrl-C.
 
     On SQLite and the broker in this process, or against the URLs in the environment.
     Example: penstock up --model tiny
@@ -152,26 +151,19 @@ def up(
         grace_seconds=grace,
     )
     models = model or ["tiny"]
-    raise typer.Exit(fleet.work(settings, models, device, metrics_port, beside=_ticking))
+
+    @contextmanager
+    def beside(settings: Settings, db: Database, queue: Queue) -> Iterator[None]:
+        api = serving.serving(settings, db, queue, host, port, keys, models)
+        with _ticking(settings, db, queue), api:
+            yield
+
+    raise typer.Exit(fleet.work(settings, models, device, metrics_port, beside=beside))
 
 
 def _ticking(settings: Settings, db: Database, queue: Queue) -> Scheduler:
     every = looks_every(settings.lease_seconds)
     return Scheduler(db, queue, interval_seconds=every, reconcile_here=False)  # the worker does
-
-
-def _stopped_by_signals() -> threading.Event:
-    """Set by the first SIGTERM or SIGINT; the second one leaves at once."""
-    stopped = threading.Event()
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        if stopped.is_set():
-            os._exit(128 + number)
-        stopped.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    return stopped
 
 
 def check_at_door(made: Plan, model: str | None, settings: Settings) -> None:
@@ -188,15 +180,4 @@ def check_at_door(made: Plan, model: str | None, settings: Settings) -> None:
         talk(f"model {made.spec.model} is not here: its prompts are checked when they are claimed")
         return
     wording = Wording.load(folder.path, template_seconds=settings.template_seconds)
-    check_plan(made, wording, context=context_of(folder, settings))
-
-
-def context_of(folder: ModelFolder, settings: Settings) -> int:
-    """Tokens that a request may have: where it is worked on here, as far as this machine's memory
-    reaches at all; what is free just now decides when the model is loaded."""
-    from workers.memory import total_bytes
-    from workers.sizing import longest_here
-
-    if settings.broker_url.startswith("memory:"):
-        return longest_here(folder, settings, total_bytes())
-    return min(folder.context_length, settings.max_context)
+    check_plan(made, wording, context=fleet.context_of(folder, settings))

@@ -1,4 +1,4 @@
-"""The commands of a machine in the fleet: worker.
+"""The commands of a machine in the fleet: worker; what others of them share.
 
 `cli.py` gives them their names. Knows how their options are spelt; the work is done in
 `workers.process`, imported only inside the commands.
@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
-from typing import Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +21,9 @@ from orchestrator.db.database import Database
 from orchestrator.queue import Queue
 from orchestrator.settings import Settings
 from orchestrator.terminal import talk
+
+if TYPE_CHECKING:
+    from workers.folder import ModelFolder
 
 Beside = Callable[[Settings, Database, Queue], AbstractContextManager[object]]
 
@@ -115,3 +122,28 @@ def with_given(settings: Settings, **options: float | None) -> Settings:
     """The settings with the options that were given, named as the fields are."""
     given = {name: value for name, value in options.items() if value is not None}
     return replace(settings, **given)  # type: ignore[arg-type]
+
+
+def stopped_by_signals() -> threading.Event:
+    """Set by the first SIGTERM or SIGINT; the second one leaves at once."""
+    stopped = threading.Event()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if stopped.is_set():
+            os._exit(128 + number)
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    return stopped
+
+
+def context_of(folder: ModelFolder, settings: Settings) -> int:
+    """Tokens that a request may have: where it is worked on here, as far as this machine's memory
+    reaches at all; what is free just now decides when the model is loaded."""
+    from workers.memory import total_bytes
+    from workers.sizing import longest_here
+
+    if settings.broker_url.startswith("memory:"):
+        return longest_here(folder, settings, total_bytes())
+    return min(folder.context_length, settings.max_context)

@@ -43,6 +43,19 @@ class Settings:
     stall_seconds: float = 300.0
     template_seconds: float = 2.0
     log: str = "warning"
+    files_dir: Path = Path("files")
+    input_roots: str = ""
+    max_body_mib: int = 16
+    max_upload_mib: int = 200
+    max_batch_lines: int = 50_000
+    max_choices: int = 128
+    max_streams: int = 1000
+    rate_per_minute: int = 0
+    chat_flush_seconds: float = 0.04
+    chat_priority: int = 1000
+    webhook_private: bool = False
+    prices: str = ""
+    openai_compatible: bool = True
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -73,7 +86,16 @@ _WHOLE = {
     "max_stall_ms": (1, 86_400_000),
     "memory_percent": (1, 100),
     "prefix_cache_mib": (0, 2**31 - 1),
+    "max_body_mib": (1, 1024),
+    "max_upload_mib": (1, 1_048_576),
+    "max_batch_lines": (1, 1_000_000),
+    "max_choices": (1, 128),
+    "max_streams": (1, 1_000_000),
+    "rate_per_minute": (0, 1_000_000),
+    "chat_priority": (0, 2**31 - 1),
 }
+_FLAGS = ("deterministic", "webhook_private", "openai_compatible")
+_MAY_BE_EMPTY = ("input_roots", "prices")
 _SECONDS = (
     "lease_seconds",
     "flush_seconds",
@@ -81,6 +103,7 @@ _SECONDS = (
     "grace_seconds",
     "stall_seconds",
     "template_seconds",
+    "chat_flush_seconds",
 )
 _LEVELS = ("debug", "info", "warning", "error")
 
@@ -91,7 +114,7 @@ def _parse(variable: str, name: str, text: str) -> object:
         if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
             raise SpecError(variable, f"a whole number from {least} to {most}", repr(text))
         return int(text)
-    if name == "deterministic":
+    if name in _FLAGS:
         if text not in ("0", "1"):
             raise SpecError(variable, "0 or 1", repr(text))
         return text == "1"
@@ -99,7 +122,7 @@ def _parse(variable: str, name: str, text: str) -> object:
         return _seconds(variable, text)
     if name == "log" and text not in _LEVELS:
         raise SpecError(variable, "one of " + ", ".join(_LEVELS), repr(text))
-    if not text:
+    if not text and name not in _MAY_BE_EMPTY:
         raise SpecError(variable, "a value", "an empty text")
     return Path(text) if name.endswith("_dir") else text
 

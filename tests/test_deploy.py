@@ -56,7 +56,7 @@ def seconds(text: str) -> float:
 
 def test_compose_has_the_parts_of_a_fleet_and_refers_to_nothing_else(compose: Any) -> None:
     services = compose["services"]
-    assert set(services) == {"redis", "postgres", "worker", "worker-gpu", "scheduler"}
+    assert set(services) == {"redis", "postgres", "worker", "worker-gpu", "scheduler", "api"}
     for name, service in services.items():
         assert service["restart"] == "unless-stopped", name
         for other, how in service.get("depends_on", {}).items():

@@ -1,0 +1,89 @@
+"""The OpenAPI document: what the routes say of themselves, and what is true of all of them.
+
+Every operation can fail as all can: those errors are written here once. Knows nothing of single
+routes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from orchestrator.api.errors import ErrorBody, ErrorObject
+
+_COMMON = {
+    "400": "What was sent cannot be understood, or is refused; `param` says which part.",
+    "403": "The key lacks the scope, or another site made a browser ask.",
+    "404": "It does not exist, or is somebody else's.",
+    "408": "The body was not sent in time.",
+    "413": "The body is too large.",
+    "429": "Too many requests, or open streams; `Retry-After` says when to come again.",
+    "500": "A fault of the server; the header `x-request-id` names the request in its log.",
+    "503": "The database is away; `Retry-After` says when to come again.",
+}
+_KEY = {"401": "No valid API key was given."}
+_OPEN = ("/api/health", "/api/openapi.json")
+_METHODS = ("get", "put", "post", "delete", "patch")
+
+
+def describe(app: FastAPI, *, keys_needed: bool) -> dict[str, Any]:
+    """The document of the application's routes, each with every error that it can answer."""
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+    )
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for model in (ErrorObject, ErrorBody):
+        schemas[model.__name__] = model.model_json_schema(
+            ref_template="#/components/schemas/{model}"
+        )
+        schemas[model.__name__].pop("$defs", None)
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    if keys_needed:
+        document["components"]["securitySchemes"] = _SCHEMES
+    for path, item in document["paths"].items():
+        for method in _METHODS:
+            if method in item:
+                _complete(item[method], keys_needed and path not in _OPEN)
+    return document
+
+
+_SCHEMES = {
+    "key": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, `psk_...`, made by `penstock keys create`. Its scopes: `read`; "
+        "`submit`, which reads too; `admin`, which sees every owner's jobs.",
+    },
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": "penstock_session",
+        "description": "The same key in the cookie of the pages. What changes something must come "
+        "from the same origin.",
+    },
+}
+
+
+def _complete(operation: dict[str, Any], keyed: bool) -> None:
+    responses = operation.setdefault("responses", {})
+    responses.pop("422", None)
+    errors = {**_COMMON, **(_KEY if keyed else {})}
+    for status, text in errors.items():
+        told = responses.setdefault(status, {"description": text})
+        told.setdefault("content", _error_content())
+    for status, told in responses.items():
+        if status.startswith(("4", "5")):
+            told.setdefault("content", _error_content())
+    if keyed:
+        operation["security"] = [{"key": []}, {"session": []}]
+    operation["responses"] = dict(sorted(responses.items()))
+
+
+def _error_content() -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
