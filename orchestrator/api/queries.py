@@ -1,0 +1,50 @@
+"""What the routes of the status API take in their paths and queries, and how it is found.
+
+Knows nothing of what they answer.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import Path, Query
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator
+
+from orchestrator.api.auth import Caller
+from orchestrator.api.context import Context
+from orchestrator.db import views
+
+_EPOCH, _END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+
+
+def _no_number(given: object) -> object:
+    """A date, not seconds since 1970, which pydantic would take too."""
+    if isinstance(given, str) and given.strip().lstrip("+-").replace(".", "", 1).isdigit():
+        raise ValueError("a date and time with its zone is expected, such as 2026-11-23T20:00:00Z")
+    return given
+
+
+def _in_range(instant: datetime) -> datetime:
+    """Where every zone and database can tell it; nothing is older or comes later."""
+    return min(max(instant, _EPOCH), _END).astimezone(UTC)
+
+
+JobId = Annotated[
+    str,
+    Path(
+        pattern=r"^[A-Za-z0-9._-]{1,100}$",
+        description="A job's id, its name (the newest of that name), or its id's beginning.",
+    ),
+]
+Instant = Annotated[AwareDatetime, BeforeValidator(_no_number), AfterValidator(_in_range)]
+After = Annotated[
+    int | None, Query(ge=0, lt=2**63, description="`next` of the page before, or nothing.")
+]
+Limit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
+RequestId = Annotated[int, Path(ge=0, lt=2**63, description="A request's id.")]
+
+
+def found_job(ctx: Context, caller: Caller, job: str) -> str:
+    """The id of the job that is meant, if the caller sees it. Raises NotFound, Conflict."""
+    return views.find_job(ctx.db, job, owner=caller.sees)
