@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -33,7 +34,8 @@ class Process:
     def signal(self, sign: int) -> None:
         """Send it; nothing if the process has ended."""
         if self.code is None:
-            os.kill(self.pid, sign)
+            with suppress(ProcessLookupError):  # it has ended since it was asked
+                os.kill(self.pid, sign)
 
     def kill(self) -> None:
         """kill -9, and wait until it is gone."""
