@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 INSTALLED = .venv/installed
 
-.PHONY: help run test lint soak bench parity clean
+.PHONY: help run test browser lint soak bench parity clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/'
@@ -11,8 +11,11 @@ help:  ## this list
 run: $(INSTALLED)  ## the quickstart job, planned, run, graded and summarised; continues one that was killed
 	$(BIN)/penstock run jobs/quickstart.yaml --resume
 
-test: $(INSTALLED) .venv-openai-1.40/installed  ## every test but the long forms
+test: $(INSTALLED) .venv-openai-1.40/installed browser  ## every test but the long forms
 	$(BIN)/python -m pytest -m "not soak"
+
+browser: $(INSTALLED)  ## a chromium for the tests of the pages, fetched where none is installed
+	$(BIN)/python -m tests.dashboard.browser
 
 lint: $(INSTALLED)  ## style, types, import contracts
 	$(BIN)/ruff check .
@@ -23,13 +26,15 @@ lint: $(INSTALLED)  ## style, types, import contracts
 soak: $(INSTALLED)  ## the long forms, written into docs/reliability.md; the mutation gate
 	$(BIN)/python -m tests.faults.reliability --soak --shards 3
 	$(BIN)/python -m tests.faults.mutations
-	$(BIN)/python -m pytest -m soak tests/workers
+	$(BIN)/python -m pytest -m soak tests/workers tests/api tests/faults/test_batch_kills.py
 
 bench: $(INSTALLED) .venv-peers/installed  ## the benchmark tables, with peers (benchmarks/README.md); an hour
 	.venv-peers/bin/python benchmarks/make_model.py
 	$(BIN)/python benchmarks/work.py --short
 	$(BIN)/python benchmarks/claims.py
 	$(BIN)/python benchmarks/sampler.py
+	$(BIN)/python benchmarks/api.py
+	$(BIN)/python benchmarks/first_token.py
 
 parity: $(INSTALLED) .venv-parity/installed  ## make the parity models anew, import some, compare with transformers live
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && \
@@ -40,7 +45,7 @@ parity: $(INSTALLED) .venv-parity/installed  ## make the parity models anew, imp
 	  tests/templates tests/parity/real_import.py
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-parity .venv-peers .venv-openai-1.40 dist build
+	rm -rf .venv .venv-parity .venv-peers .venv-openai-1.40 .browser dist build
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,1 @@
+"""The pages: what the rows say, in HTML made on the server, with a little JavaScript beside it."""
