@@ -32,6 +32,7 @@ class Scheduler:
         *,
         interval_seconds: float = INTERVAL_SECONDS,
         reconcile_here: bool = True,
+        webhook_private: bool = False,
     ) -> None:
         """`reconcile_here` is false in a process whose worker has a reconciler already."""
         self._queue, self._interval = queue, interval_seconds
@@ -43,7 +44,9 @@ class Scheduler:
         )
         self._thread = threading.Thread(target=self._tick, name="penstock-beat", daemon=True)
         self._reconciler = (
-            ReconcilerThread(db, queue, interval_seconds=interval_seconds)
+            ReconcilerThread(
+                db, queue, interval_seconds=interval_seconds, webhook_private=webhook_private
+            )
             if reconcile_here
             else None
         )
