@@ -54,6 +54,11 @@ def test_the_whole_path_makes_the_tokens_of_the_bare_engine(tables: list[dict[st
     assert (same, begun) == (2, total)
 
 
+def test_the_first_token_of_a_chat_is_timed() -> None:
+    printed = run("first_token.py", "--quick")
+    assert {"idle", "busy"} <= {line.split()[0] for line in printed.splitlines() if line.strip()}
+
+
 def test_a_work_is_what_its_kind_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import loads
