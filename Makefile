@@ -11,7 +11,7 @@ help:  ## this list
 run: $(INSTALLED)  ## the quickstart job, planned, run, graded and summarised; continues one that was killed
 	$(BIN)/penstock run jobs/quickstart.yaml --resume
 
-test: $(INSTALLED) .venv-openai-1.40/installed browser  ## every test but the long forms
+test: $(INSTALLED) .venv-openai-1.40/installed browser tests/node/node_modules  ## every test but the long forms
 	$(BIN)/python -m pytest -m "not soak"
 
 browser: $(INSTALLED)  ## a chromium for the tests of the pages, fetched where none is installed
@@ -65,6 +65,10 @@ $(INSTALLED): pyproject.toml
 	CMAKE_ARGS='-DCMAKE_CXX_FLAGS="-fno-tree-dse -fno-dse"' \
 	.venv-peers/bin/python -m pip install --quiet --no-cache-dir -r benchmarks/requirements-peers.txt
 	touch $@
+
+# OpenAI's client for Node, where npm is there; without it its tests are skipped.
+tests/node/node_modules: tests/node/package.json
+	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix tests/node && touch $@; fi
 
 .venv-openai-1.40/installed: tests/openai_client/requirements-1.40.txt
 	$(PYTHON) -m venv --clear .venv-openai-1.40
