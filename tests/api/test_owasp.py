@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ def alices(world: World) -> dict[str, str]:
     }
     batch = world.ask("alice", "POST", "/v1/batches", json=body)
     assert batch.status_code == 200, batch.text
+    settled(world, batch.json()["id"])
     return {
         "job": job_id,
         "request": str(first),
@@ -110,6 +112,16 @@ def alices(world: World) -> dict[str, str]:
         "file": file.json()["id"],
         "batch": batch.json()["id"],
     }
+
+
+def settled(world: World, batch_id: str) -> None:
+    """Wait until the batch has become a job: from then on nothing changes by itself."""
+    for _ in range(600):
+        batch = world.ask("alice", "GET", f"/v1/batches/{batch_id}").json()
+        if batch["status"] == "in_progress":
+            return
+        time.sleep(0.05)
+    raise AssertionError(batch)
 
 
 def finish(db: Database) -> int:
