@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
