@@ -278,7 +278,7 @@ def test_no_room_for_a_database(folder: Path) -> None:
 def test_no_room_in_the_middle_and_room_again(folder: Path, tmp_path: Path) -> None:
     """It says so and stops; with room again it goes on to the tokens it would have had."""
     (folder / "sums.yaml").write_text(JOB.replace("MODEL", "tiny"))
-    ended = bounded(300, "run", "sums.yaml")
+    ended = bounded(430, "run", "sums.yaml")
     assert ended.code == 1, ended.err
     last = ended.err.splitlines()[-1]
     how = "nothing is lost, go on with: penstock run --resume sums.yaml"
