@@ -18,10 +18,9 @@ from orchestrator.db.columns import to_json
 from orchestrator.db.releases import DEADLINE
 from orchestrator.db.views import Result
 from orchestrator.errors import ParameterError
-from orchestrator.spec import refusals
-from orchestrator.spec.compat import compatible
+from orchestrator.spec.compat import body_of, checked
 from orchestrator.spec.datasets import MAX_CUSTOM_ID
-from orchestrator.spec.params import parse_body, parse_params
+from orchestrator.spec.params import parse_body
 
 ENDPOINT = "/v1/chat/completions"
 MAX_ERRORS = 100
@@ -122,7 +121,8 @@ def bodies(path: Path, rules: Rules) -> Iterator[tuple[str, dict[str, object]]]:
     """(custom_id, body) of each line of a file that was found right: the parameters to run."""
     for _, raw in _lines(path, rules.max_line_bytes):
         line: Any = parse_body(raw)
-        yield line["custom_id"], _body(line["body"], rules)
+        body = body_of(line["body"], openai_compatible=rules.openai_compatible)
+        yield line["custom_id"], body
 
 
 def _lines(path: Path, most: int) -> Iterator[tuple[int, bytes]]:
@@ -180,25 +180,11 @@ def _checked_body(given: object, rules: Rules) -> dict[str, object]:
     if not isinstance(given, dict):
         raise _Refused("invalid_type", "Invalid type for 'body': expected an object.", "body")
     try:
-        body = _body(given, rules)
-        params = parse_params(body)
-        if params.stream_options is not None and "stream" not in body:
-            text = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
-            raise ParameterError(text, "stream_options")
-        most = refusals.first(refusals.number("n", params.n, 1, rules.max_choices, whole=True))
-        if most:
-            raise most.error()
+        body = body_of(given, openai_compatible=rules.openai_compatible)
+        checked(body, max_choices=rules.max_choices)
     except ParameterError as error:
         param = f"body.{error.param}" if error.param else "body"
         raise _Refused(error.code or "invalid_request", error.message, param) from None
-    return body
-
-
-def _body(given: Mapping[str, object], rules: Rules) -> dict[str, object]:
-    """The parameters word for word, without a `stream` that says that nothing is streamed."""
-    body = compatible(given) if rules.openai_compatible else dict(given)
-    if "stream" in body and body["stream"] in (None, False):
-        del body["stream"]
     return body
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from orchestrator.errors import ParameterError
 from orchestrator.spec import refusals
+from orchestrator.spec.params import ChatParams, parse_params
 
 DROPPED = ("ignore_eos", "metadata", "min_tokens", "skip_special_tokens", "store")
 _RENAMED = "max_completion_tokens"
@@ -52,3 +53,23 @@ def _message(message: object) -> object:
     if isinstance(message, Mapping) and message.get("role") == "developer":
         return {**message, "role": "system"}
     return message
+
+
+def body_of(given: Mapping[str, object], *, openai_compatible: bool) -> dict[str, object]:
+    """The parameters word for word, without a `stream` that says that nothing is streamed."""
+    body = compatible(given) if openai_compatible else dict(given)
+    if "stream" in body and (body["stream"] is None or body["stream"] is False):
+        del body["stream"]
+    return body
+
+
+def checked(body: Mapping[str, object], *, max_choices: int) -> ChatParams:
+    """What `body_of` gave, parsed. Raises ParameterError, the first failure alone."""
+    params = parse_params(body)
+    if params.stream_options is not None and "stream" not in body:
+        text = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
+        raise ParameterError(text, "stream_options")
+    beyond = refusals.first(refusals.number("n", params.n, 1, max_choices, whole=True))
+    if beyond:
+        raise beyond.error()
+    return params

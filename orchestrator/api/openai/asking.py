@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.errors import ParameterError
-from orchestrator.spec import refusals
-from orchestrator.spec.compat import compatible
-from orchestrator.spec.params import ChatParams, parse_body, parse_params
+from orchestrator.spec.compat import body_of, checked
+from orchestrator.spec.params import ChatParams, parse_body
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +23,5 @@ class Asked:
 
 def asked(raw: bytes, *, openai_compatible: bool, max_choices: int) -> Asked:
     """What the request's bytes ask for. Raises ParameterError, the first failure alone."""
-    given = parse_body(raw)
-    if openai_compatible:
-        given = compatible(given)
-    body = {
-        key: value
-        for key, value in given.items()
-        if key != "stream" or not (value is None or value is False)
-    }
-    params = parse_params(body)
-    streamed = "stream" in body
-    if params.stream_options is not None and not streamed:
-        text = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
-        raise ParameterError(text, "stream_options")
-    beyond = refusals.first(refusals.number("n", params.n, 1, max_choices, whole=True))
-    if beyond:
-        raise beyond.error()
-    return Asked(body, params, streamed)
+    body = body_of(parse_body(raw), openai_compatible=openai_compatible)
+    return Asked(body, checked(body, max_choices=max_choices), "stream" in body)
