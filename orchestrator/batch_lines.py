@@ -17,7 +17,7 @@ from orchestrator import export
 from orchestrator.db.columns import to_json
 from orchestrator.db.releases import DEADLINE
 from orchestrator.db.views import Result
-from orchestrator.errors import ParameterError
+from orchestrator.errors import OF_THE_CLIENT, ParameterError
 from orchestrator.spec.compat import body_of, checked
 from orchestrator.spec.datasets import MAX_CUSTOM_ID
 from orchestrator.spec.params import parse_body
@@ -26,14 +26,6 @@ ENDPOINT = "/v1/chat/completions"
 MAX_ERRORS = 100
 _LONGEST = 1000
 _KEYS = ("custom_id", "method", "url", "body")
-# Of all other codes of failed requests the machine is at fault, not what was asked.
-_OF_THE_CLIENT = frozenset(
-    {
-        *("context_length_exceeded", "empty_prompt", "grammar", "invalid_function_parameters"),
-        *("invalid_request", "invalid_text", "invalid_value", "template_error"),
-        "unsupported_content",
-    }
-)
 _CANCELLED = {"code": "batch_cancelled", "message": "This request was cancelled with its batch."}
 _EXPIRED = {
     "code": "batch_expired",
@@ -232,7 +224,7 @@ def _outcome(result: Result) -> tuple[dict[str, object] | None, dict[str, str] |
     code, message = result.error or ("cancelled", "")
     if result.state == "cancelled":
         return None, dict(_EXPIRED if code == DEADLINE else _CANCELLED)
-    of_the_client = code in _OF_THE_CLIENT
+    of_the_client = code in OF_THE_CLIENT
     told = {
         "message": message or "The server had an error while processing your request.",
         "type": "invalid_request_error" if of_the_client else "server_error",

@@ -91,3 +91,20 @@ class WorkerError(PenstockError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code, self.message = code, message
+
+
+OF_THE_CLIENT: dict[str, str | None] = {
+    "context_length_exceeded": "messages",
+    "empty_prompt": "messages",
+    "grammar": None,
+    "invalid_function_parameters": "tools",
+    "invalid_request": None,
+    "invalid_text": "messages",
+    "invalid_value": None,
+    "template_error": "messages",
+    "unsupported_content": "messages",
+}
+"""Codes of RequestErrors that are the asker's own; the parameter at fault, where one alone can be.
+
+Of all other codes of failed requests the machine is at fault.
+"""

@@ -7,19 +7,8 @@ from __future__ import annotations
 
 from orchestrator.api.errors import ApiError
 from orchestrator.db.views import RequestStatus
+from orchestrator.errors import OF_THE_CLIENT
 
-# The parameter at fault, where one alone can be. What is not here is the server's.
-_OF_THE_CLIENT: dict[str, str | None] = {
-    "context_length_exceeded": "messages",
-    "empty_prompt": "messages",
-    "grammar": None,
-    "invalid_function_parameters": "tools",
-    "invalid_request": None,
-    "invalid_text": "messages",
-    "invalid_value": None,
-    "template_error": "messages",
-    "unsupported_content": "messages",
-}
 # Clients try again after 409 and after 5xx: what has ended here would end so again.
 _FINAL = {"x-should-retry": "false"}
 
@@ -31,7 +20,7 @@ def failure(request: RequestStatus) -> ApiError:
         return ApiError(409, text, code=request.error_code or "cancelled", headers=_FINAL)
     code = request.error_code or "server_error"
     text = request.error_message or "The server had an error while processing your request."
-    if code in _OF_THE_CLIENT:
-        param, shown = _OF_THE_CLIENT[code], None if code == "invalid_request" else code
+    if code in OF_THE_CLIENT:
+        param, shown = OF_THE_CLIENT[code], None if code == "invalid_request" else code
         return ApiError(400, text, param=param, code=shown)
     return ApiError(500, text, type="server_error", code=code, headers=_FINAL)
