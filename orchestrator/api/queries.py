@@ -5,6 +5,7 @@ Knows nothing of what they answer.
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -15,12 +16,13 @@ from orchestrator.api.auth import Caller
 from orchestrator.api.context import Context
 from orchestrator.db import views
 
+_DATED = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]", re.ASCII)
 _EPOCH, _END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
-def _no_number(given: object) -> object:
-    """A date, not seconds since 1970, which pydantic would take too."""
-    if isinstance(given, str) and given.strip().lstrip("+-").replace(".", "", 1).isdigit():
+def _dated(given: object) -> object:
+    """A date and time, not seconds since 1970 in any notation, which pydantic would take too."""
+    if isinstance(given, str) and not _DATED.match(given):
         raise ValueError("a date and time with its zone is expected, such as 2026-11-23T20:00:00Z")
     return given
 
@@ -37,7 +39,7 @@ JobId = Annotated[
         description="A job's id, its name (the newest of that name), or its id's beginning.",
     ),
 ]
-Instant = Annotated[AwareDatetime, BeforeValidator(_no_number), AfterValidator(_in_range)]
+Instant = Annotated[AwareDatetime, BeforeValidator(_dated), AfterValidator(_in_range)]
 After = Annotated[
     int | None, Query(ge=0, lt=2**63, description="`next` of the page before, or nothing.")
 ]

@@ -284,6 +284,7 @@ def test_other_owners_jobs_do_not_exist(keyed_api: Api) -> None:
         "/api/jobs?limit=0",
         "/api/jobs?state=lost",
         "/api/jobs?since=yesterday",
+        "/api/jobs?since=1.5e9",
         "/api/jobs?after=x",
     ],
 )

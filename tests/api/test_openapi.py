@@ -1,6 +1,6 @@
 """The OpenAPI document against the real server: schemathesis asks, every answer is as documented.
 
-25 examples an operation, and the edges of every parameter, which are some 100 more; the long form,
+200 examples an operation, and the edges of every parameter, which are some 100 more; the long form,
 marked `soak`, asks for 1,000. OPENAPI_EXAMPLES=N for another number. A seed is printed;
 OPENAPI_SEED=N repeats it.
 """
@@ -31,7 +31,7 @@ from tests.orchestrator.db.builders import rows
 from workers.process import local_worker
 
 SEED = int(os.environ.get("OPENAPI_SEED", random.SystemRandom().randrange(2**31)))
-EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", 25))
+EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", 200))
 LONG = 1000
 
 # What a document cannot say of a body (a template that fails, a schema that cannot be met) is
