@@ -48,6 +48,8 @@ class Settings:
     max_body_mib: int = 16
     max_upload_mib: int = 200
     max_batch_lines: int = 50_000
+    max_requests: int = 1_000_000
+    max_total_tokens: int = 0
     max_choices: int = 128
     max_streams: int = 1000
     rate_per_minute: int = 0
@@ -89,6 +91,8 @@ _WHOLE = {
     "max_body_mib": (1, 1024),
     "max_upload_mib": (1, 1_048_576),
     "max_batch_lines": (1, 1_000_000),
+    "max_requests": (1, 1_000_000),
+    "max_total_tokens": (0, 2**63 - 1),
     "max_choices": (1, 128),
     "max_streams": (1, 1_000_000),
     "rate_per_minute": (0, 1_000_000),

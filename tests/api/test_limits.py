@@ -13,12 +13,14 @@ import pytest
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
+from orchestrator import allowance
 from orchestrator.api import limits
-from orchestrator.api.limits import Rates, check_plan, check_streams
-from orchestrator.errors import ParameterError
+from orchestrator.api.limits import Rates, check_streams
+from orchestrator.errors import SpecError
 from orchestrator.settings import Settings
+from orchestrator.spec.bodies import plan_bodies
 from orchestrator.spec.job import parse_job
-from orchestrator.spec.plan import plan
+from orchestrator.spec.plan import Plan, plan
 from tests.api.conftest import Api
 
 MIB = 1024 * 1024
@@ -165,23 +167,58 @@ def test_callers_who_are_full_again_are_forgotten(monkeypatch: pytest.MonkeyPatc
     assert len(rates._left) <= 11
 
 
-def test_n_beyond_the_doors_limit_is_refused() -> None:
-    def job(n: str, sweep: str = "") -> str:
-        return (
-            "name: a\nmodel: tiny\ndataset: {items: [{q: hi}]}\n"
-            f"params: {{messages: [{{role: user, content: hi}}], n: {n}}}\n{sweep}"
-        )
+def _job(n: str, sweep: str = "", max_tokens: str = "") -> Plan:
+    text = (
+        "name: a\nmodel: tiny\ndataset: {items: [{q: hi}, {q: ho}]}\n"
+        f"params: {{messages: [{{role: user, content: hi}}], n: {n}{max_tokens}}}\n{sweep}"
+    )
+    return plan(parse_job(text, file="job.yaml", root=Path.cwd()))
 
-    settings = Settings(max_choices=4)
-    for text, fits in (
-        (job("4"), True),
-        (job("5"), False),
-        (job("1", "sweep: {n: [2, 5]}\n"), False),
-    ):
-        made = plan(parse_job(text, file="job.yaml", root=Path.cwd()))
-        if fits:
-            check_plan(made, settings)
-            continue
-        with pytest.raises(ParameterError) as refused:
-            check_plan(made, settings)
-        assert (refused.value.param, refused.value.code) == ("n", "integer_above_max_value")
+
+def _bodies(*bodies: dict[str, object]) -> Plan:
+    return plan_bodies("chat", "tiny", [(str(at), body) for at, body in enumerate(bodies)])
+
+
+@pytest.mark.parametrize(
+    ("fits", "beyond", "settings", "said"),
+    [
+        (_job("4"), _job("5"), Settings(max_choices=4), "'n'.* <= 4, but got 5"),
+        (
+            _job("1", "sweep: {n: [2, 4]}\n"),
+            _job("1", "sweep: {n: [2, 5]}\n"),
+            Settings(max_choices=4),
+            "'n'.* <= 4, but got 5",
+        ),
+        (
+            _job("1", "sweep: {seed: [1, 2]}\n"),
+            _job("1", "sweep: {seed: [1, 2, 3]}\n"),
+            Settings(max_requests=4),
+            "at most 4 requests, got 6",
+        ),
+        (_bodies({}, {}), _bodies({}, {}, {}), Settings(max_requests=2), "at most 2.*got 3"),
+        (
+            _job("2", max_tokens=", max_tokens: 5"),
+            _job("2", max_tokens=", max_tokens: 6"),
+            Settings(max_total_tokens=20),
+            "at most 20 completion tokens.* up to 24 in 4 completions",
+        ),
+        (
+            _job("1"),
+            _job("2"),
+            Settings(max_total_tokens=200, max_context=100),
+            "up to 400 in 4 .* counts as 100",
+        ),
+        (
+            _bodies({"max_tokens": 9}, {"max_tokens": 11}),
+            _bodies({"max_tokens": 9}, {"max_tokens": 6, "n": 2}),
+            Settings(max_total_tokens=20),
+            "up to 21 in 3 completions",
+        ),
+    ],
+)
+def test_what_asks_for_more_than_the_settings_let_in_is_refused(
+    fits: Plan, beyond: Plan, settings: Settings, said: str
+) -> None:
+    allowance.check(fits, settings)
+    with pytest.raises(SpecError, match=said):
+        allowance.check(beyond, settings)
