@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from orchestrator.db import leftovers, store, views
+from orchestrator.db import kept, leftovers, store, views
 from orchestrator.db.database import Database
 from orchestrator.errors import Conflict
 from orchestrator.evaluation.graders import grade as grade_text
@@ -127,6 +127,7 @@ def grade(db: Database, job_id: str) -> int:
         written += len(batch)
     if ended:
         leftovers.mark_graded(db, job_id)
+        kept.keep_points(db, job_id)
     return written
 
 

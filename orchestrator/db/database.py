@@ -23,7 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from orchestrator.db.columns import to_json
 from orchestrator.errors import WorkerError
 
-SCHEMA = "0005"
+SCHEMA = "0006"
 """The newest revision in `migrations/versions`; a test holds the two equal."""
 
 SCHEMA_TABLE = "penstock_schema"
@@ -201,6 +201,7 @@ def _engine(url: str) -> Engine:
             connect_args={k: v for k, v in PATIENCE.items() if k not in parsed.query},
         )
         event.listen(engine, "connect", _postgresql_connect)
+        event.listen(engine, "handle_error", _postgresql_error)
         return engine
     engine = create_engine(
         parsed.set(drivername="sqlite+pysqlite"),
@@ -250,6 +251,16 @@ def _postgresql_connect(raw: DBAPIConnection, _record: object) -> None:
     finally:
         cursor.close()
     raw.commit()
+
+
+def _postgresql_error(context: ExceptionContext) -> None:
+    """Keep the first line of what it says: the others repeat rows, which may be prompts."""
+    raised, shown = context.original_exception, context.sqlalchemy_exception
+    said = str(raised)
+    first = said.partition("\n")[0]
+    raised.args = (first,)
+    if shown is not None:
+        shown.args = tuple(str(each).replace(said, first) for each in shown.args)
 
 
 def _sqlite_connect(raw: DBAPIConnection, _record: object) -> None:

@@ -144,14 +144,19 @@ def version(db: Database, job_id: str) -> str:
 
     Raises NotFound.
     """
+    with db.read() as rows:
+        return version_seen(rows, job_id)
+
+
+def version_seen(rows: Connection, job_id: str) -> str:
+    """As `version`, of what this transaction sees."""
     more = (JobRow.paused_at, JobRow.cancelled_at, JobRow.graded_at, JobRow.ended_at)
     wanted = (
         select(status_view, *more)
         .join(JobRow, JobRow.id == status_view.c.id)
         .where(status_view.c.id == job_id, JobRow.id == job_id)
     )
-    with db.read() as rows:
-        row = rows.execute(wanted).one_or_none()
+    row = rows.execute(wanted).one_or_none()
     if row is None:
         raise NotFound("job", job_id)
     return hashlib.blake2b(repr(tuple(row)).encode(), digest_size=12).hexdigest()

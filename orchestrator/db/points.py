@@ -6,6 +6,7 @@ Knows nothing of means or errors (`orchestrator.evaluation.statistics`) nor of t
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import Connection, func, select
 from sqlalchemy.orm import InstrumentedAttribute
@@ -75,23 +76,34 @@ class PointTotals:
     mean_tokens: float | None
 
 
-def points_page(
-    db: Database, job_id: str, *, after: int = -1, limit: int = 100
-) -> list[PointTotals]:
+class Point(NamedTuple):
+    """One point of a job as it was planned."""
+
+    id: int
+    position: int
+    params: Mapping[str, object]
+
+
+def planned_points(
+    rows: Connection, job_id: str, *, after: int = -1, limit: int | None = None
+) -> list[Point]:
     """The job's points in order, those after the position `after`. Raises NotFound."""
-    with db.read() as rows:
-        first = _number(rows, job_id) * ROWS_PER_JOB
-        page = select(PointRow.id, PointRow.position, PointRow.params).where(
-            PointRow.job_id == job_id, PointRow.position > after
-        )
-        points = rows.execute(page.order_by(PointRow.position).limit(limit)).all()
-        if not points:
-            return []
-        mine = RequestRow.point_id.between(first + points[0].position, first + points[-1].position)
-        states = _states_by_point(rows, mine)
-        tokens = _tokens_of_points(rows, mine)
-        means = _means_by_point(rows, mine)
-        lengths = _lengths_by_point(rows, mine)
+    _number(rows, job_id)
+    page = select(PointRow.id, PointRow.position, PointRow.params).where(
+        PointRow.job_id == job_id, PointRow.position > after
+    )
+    return [Point(*row) for row in rows.execute(page.order_by(PointRow.position).limit(limit))]
+
+
+def counted(rows: Connection, points: Sequence[Point]) -> list[PointTotals]:
+    """What these points, which follow each other, come to: a look at every request of theirs."""
+    if not points:
+        return []
+    mine = RequestRow.point_id.between(points[0].id, points[-1].id)
+    states = _states_by_point(rows, mine)
+    tokens = _tokens_of_points(rows, mine)
+    means = _means_by_point(rows, mine)
+    lengths = _lengths_by_point(rows, mine)
     return [
         PointTotals(
             id=point.id,

@@ -27,7 +27,16 @@ from orchestrator.db.releases import (
     release_expired,
     release_worker,
 )
-from orchestrator.db.tables import CANCELLED, FAILED, QUEUED, RUNNING, JobRow, RequestRow, WorkerRow
+from orchestrator.db.tables import (
+    CANCELLED,
+    FAILED,
+    QUEUED,
+    ROWS_PER_JOB,
+    RUNNING,
+    JobRow,
+    RequestRow,
+    WorkerRow,
+)
 from orchestrator.db.writes import ChoiceEnd, ChunkWrite, Flushed, RequestWrite, UsageWrite
 from orchestrator.errors import Conflict, NotFound
 
@@ -182,10 +191,16 @@ def retry_failed(db: Database, job_id: str) -> int:
 
 
 def insert_scores(db: Database, scores: Sequence[ScoreWrite]) -> None:
-    """Write scores in one transaction, replacing those of the same choice and grader."""
+    """Write scores in one transaction, replacing those of the same choice and grader.
+
+    A job that was marked as graded is to be marked again: what it comes to is another now.
+    """
     if scores:
+        numbers = {score.request_id // ROWS_PER_JOB for score in scores}
+        graded = JobRow.number.in_(numbers), JobRow.graded_at.is_not(None)
         with db.write() as tx:
             tx.execute(_SCORE, [asdict(score) for score in scores])
+            tx.execute(update(JobRow).where(*graded).values(graded_at=None))
 
 
 def _locked_state(tx: Connection, job_id: str) -> tuple[bool, bool]:

@@ -41,6 +41,7 @@ READY = "state = 'queued' AND retry_at IS NULL AND idle_attempts = 0"
 SUSPECT = "state = 'queued' AND retry_at IS NULL AND idle_attempts > 0"
 DELAYED = "state = 'queued' AND retry_at IS NOT NULL"
 FINISHED = "finish_reason IS NOT NULL"
+UNANNOUNCED = "webhook IS NOT NULL AND announced_at IS NULL"
 
 
 class Row(DeclarativeBase):
@@ -78,6 +79,7 @@ class JobRow(Row):
     parameters of its requests, word for word. `owner`: whose it is, empty for the machine's own.
     `handle`: the completion's id of a `chat`. `webhook`: {url, secret}, told when it has ended.
     `ended_at`: when a reconciler found that every request had ended; NULL again after a retry.
+    `announced_at`: when its webhook's delivery was made, once for good; read by an index only.
     """
 
     __tablename__ = "jobs"
@@ -110,6 +112,7 @@ class JobRow(Row):
     # Last: on SQLite a column behind a long one costs reading the long one.
     spec: Mapped[dict[str, object]] = mapped_column(Json)
     source: Mapped[str] = mapped_column(Words)
+    announced_at: Mapped[datetime | None] = mapped_column(Instant)
     __table_args__ = (
         Index("ix_jobs_name_number", "name", "number"),
         Index("ix_jobs_model_priority_number", "model", "priority", "number"),
@@ -144,6 +147,7 @@ class JobRow(Row):
             sqlite_where=text("graded_at IS NULL"),
             postgresql_where=text("graded_at IS NULL"),
         ),
+        _index("unannounced", ("id",), UNANNOUNCED, table="jobs"),
     )
 
 
@@ -156,6 +160,24 @@ class PointRow(Row):
     position: Mapped[int]
     params: Mapped[dict[str, object]] = mapped_column(Json)
     __table_args__ = (UniqueConstraint("job_id", "position"),)
+
+
+class PointTotalRow(Row):
+    """What was counted of one point of a graded job, true while the job's version is `version`."""
+
+    __tablename__ = "point_totals"
+    point_id: Mapped[int] = mapped_column(
+        Id, ForeignKey("points.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    version: Mapped[str] = mapped_column(String(64))
+    succeeded: Mapped[int] = mapped_column(Id)
+    failed: Mapped[int] = mapped_column(Id)
+    cancelled: Mapped[int] = mapped_column(Id)
+    prompt_tokens: Mapped[int] = mapped_column(Id)
+    completion_tokens: Mapped[int] = mapped_column(Id)
+    replayed_tokens: Mapped[int] = mapped_column(Id)
+    mean_tokens: Mapped[float | None]
+    scores: Mapped[dict[str, list[float]]] = mapped_column(Json)
 
 
 class ItemRow(Row):

@@ -1,8 +1,8 @@
 """Every read; here what workers and graders ask of a job, the rest imported from its files.
 
 Jobs (`listing.py`), their sums and pace (`tallies.py`), events (`events.py`), requests
-(`requests.py`), the points of a sweep (`points.py`), what completions hold (`results.py`), workers
-and what waits for them (`waiting.py`).
+(`requests.py`), the points of a sweep (`points.py`, `kept.py`), what completions hold
+(`results.py`), workers and what waits for them (`waiting.py`).
 
 All functions return frozen values; none keeps a transaction open after it returns. Knows nothing
 of how a table is drawn or a JSON answer is shaped.
@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 
 from orchestrator.db.database import Database
 from orchestrator.db.events import Event, events
+from orchestrator.db.kept import points_page
 from orchestrator.db.listing import (
     Job,
     JobStatus,
@@ -25,7 +26,7 @@ from orchestrator.db.listing import (
     same_jobs,
     version,
 )
-from orchestrator.db.points import PointSummary, PointTotals, points_page, points_summary
+from orchestrator.db.points import PointSummary, PointTotals, points_summary
 from orchestrator.db.requests import ErrorGroup, RequestStatus, errors, request, requests
 from orchestrator.db.results import (
     ChoiceResult,

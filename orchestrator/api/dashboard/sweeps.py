@@ -9,12 +9,11 @@ from fastapi import APIRouter, Query, Request, Response
 from orchestrator.api.auth import Reader
 from orchestrator.api.context import Ctx
 from orchestrator.api.dashboard import heatmap
+from orchestrator.api.dashboard.lately import Lately
 from orchestrator.api.dashboard.rendering import fragment
 from orchestrator.db import views
-from orchestrator.db.database import Database
 
 MAX_POINTS = 2000
-_POINTS_A_LOOK = 500
 _AT = "at."
 
 Text = Annotated[str, Query(max_length=200)]
@@ -37,7 +36,8 @@ def grid(
     What is not asked for, or does not exist, is the first that does. No `y`: one row.
     """
     job_id = views.find_job(ctx.db, job_id, owner=caller.sees)
-    points = _points(ctx.db, job_id)
+    lately: Lately[list[views.PointTotals]] = request.app.state.lately
+    points = lately.tell(job_id, lambda: views.points_page(ctx.db, job_id, limit=MAX_POINTS))
     axes = {axis.name: axis for axis in heatmap.axes(points)}
     measures = heatmap.measures(points)
     drawn = None
@@ -57,7 +57,7 @@ def grid(
         "measure": measure,
         "fixed": fixed,
         "points": points,
-        "cut": len(points) >= MAX_POINTS,
+        "all_points": views.job(ctx.db, job_id).n_points,
     }
     return fragment(request, "_grid.html", caller, values)
 
@@ -78,17 +78,6 @@ def errors(request: Request, ctx: Ctx, caller: Reader, job_id: str) -> Response:
     job_id = views.find_job(ctx.db, job_id, owner=caller.sees)
     groups = views.errors(ctx.db, job_id)
     return fragment(request, "_errors.html", caller, {"job_id": job_id, "groups": groups})
-
-
-def _points(db: Database, job_id: str) -> list[views.PointTotals]:
-    found: list[views.PointTotals] = []
-    while len(found) < MAX_POINTS:
-        after = found[-1].position if found else -1
-        some = views.points_page(db, job_id, after=after, limit=_POINTS_A_LOOK)
-        found += some
-        if len(some) < _POINTS_A_LOOK:
-            break
-    return found
 
 
 def _widest(axes: dict[str, heatmap.Axis]) -> heatmap.Axis:

@@ -60,7 +60,7 @@ def fill(db: Database) -> None:
         " VALUES ('w', 'host', 1, 'tiny', 'cpu', 8)")  # fmt: skip
 
 
-@pytest.fixture(params=["0001", "0002", "0003", "0004"])
+@pytest.fixture(params=["0001", "0002", "0003", "0004", "0005"])
 def version(request: pytest.FixtureRequest) -> str:
     """The schema before the upgrade."""
     return str(request.param)
@@ -96,7 +96,8 @@ def test_an_old_database_goes_on_where_it_was(
         assert [row[:width] for row in rows(db, "SELECT * FROM job_status ORDER BY id")] == status
         assert rows(db, "SELECT job_id, turn FROM turns ORDER BY 1") == [("job_1", 0), ("job_2", 0)]
         agree(db)
-        assert len(rows(db, "SELECT * FROM tallies")) == 2
+        if version < "0005":
+            assert len(rows(db, "SELECT * FROM tallies")) == 2
         if db.dialect == "sqlite":
             assert rows(db, "PRAGMA foreign_key_check") == []
             assert rows(db, "PRAGMA integrity_check") == [("ok",)]
