@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,14 @@ def bodies(path: Path, rules: Rules) -> Iterator[tuple[str, dict[str, object]]]:
         yield line["custom_id"], body
 
 
+def refused(path: Path, rules: Rules, error: ParameterError) -> LineError:
+    """What cannot be run, of a file that was found right, at the line of its item."""
+    if error.item is None:
+        return LineError(error.code or "invalid_request", str(error), error.param)
+    number, _ = next(islice(_lines(path, rules.max_line_bytes), error.item, None))
+    return _of_body(error).at(number)
+
+
 def _lines(path: Path, most: int) -> Iterator[tuple[int, bytes]]:
     """(number from 1, bytes) of each line that is not blank; of one too long only its beginning."""
     with path.open("rb") as file:
@@ -175,9 +184,13 @@ def _checked_body(given: object, rules: Rules) -> dict[str, object]:
         body = body_of(given, openai_compatible=rules.openai_compatible)
         checked(body, max_choices=rules.max_choices)
     except ParameterError as error:
-        param = f"body.{error.param}" if error.param else "body"
-        raise _Refused(error.code or "invalid_request", error.message, param) from None
+        raise _of_body(error) from None
     return body
+
+
+def _of_body(error: ParameterError) -> _Refused:
+    param = f"body.{error.param}" if error.param else "body"
+    return _Refused(error.code or "invalid_request", error.message, param)
 
 
 def _once(seen: set[bytes], custom_id: str) -> None:

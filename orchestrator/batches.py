@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from orchestrator import batch_lines, files, lifecycle
+from orchestrator import allowance, batch_lines, files, lifecycle
 from orchestrator.batch_lines import LineError, Rules
 from orchestrator.db import batches, store, views
 from orchestrator.db import files as file_rows
@@ -163,6 +163,7 @@ def _validate(my: Batches, batch: Batch) -> None:
             source=batch.input_file_id,
             deadline_at=batch.expires_at.isoformat(),
         )
+        allowance.check(plan, my.settings)
         my.check(plan)
         job_id = lifecycle.submit(
             my.db, plan, my.queue, owner=batch.owner, kind=BATCH, idempotency_key=batch.id
@@ -171,8 +172,7 @@ def _validate(my: Batches, batch: Batch) -> None:
         text = "The bytes of the input file are gone."
         return _fail(my, batch, [LineError("input_file_missing", text)])
     except ParameterError as error:
-        refused = LineError(error.code or "invalid_request", str(error), error.param)
-        return _fail(my, batch, [refused])
+        return _fail(my, batch, [batch_lines.refused(path, my.rules, error)])
     except (SpecError, Conflict) as error:
         return _fail(my, batch, [LineError("invalid_request", str(error))])
     model, lines = found.model, found.lines

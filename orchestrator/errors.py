@@ -31,7 +31,8 @@ class ParameterError(SpecError):
     `message`, `param` and `code` are those of `{"error": {...}}`; `type` is always
     `invalid_request_error`. `where` is empty until a door (a file, a request line) puts its
     place in front with `at`. `path` is the place inside the request, finer than `param` where
-    the API names only the parameter.
+    the API names only the parameter. `item` is the position of the dataset's item whose request
+    it is, where the door has it.
     """
 
     type = "invalid_request_error"
@@ -43,11 +44,13 @@ class ParameterError(SpecError):
         self.message, self.param, self.code = message, param, code
         self.where, self.expected, self.got = where, "", ""
         self.path: tuple[str | int, ...] = ()
+        self.item: int | None = None
 
     def at(self, where: str) -> "ParameterError":
         """The same error with the place it was found at in front of its text."""
         error = ParameterError(self.message, self.param, self.code, where)
         error.expected, error.got, error.path = self.expected, self.got, self.path
+        error.item = self.item
         return error
 
     def to_json(self) -> dict[str, dict[str, str | None]]:

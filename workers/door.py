@@ -61,6 +61,7 @@ def _check_bodies(plan: Plan, wording: Wording, context: int) -> None:
             params = resolve({}, {}, item.columns, 0, verbatim=True)
             _check_body(params, item, wording, context, formed)
         except ParameterError as error:
+            error.item = item.position
             raise error.at(_named(plan, item)) from error
 
 

@@ -29,6 +29,7 @@ from orchestrator.spec.sweep import Sweep
 
 Line = tuple[str, Mapping[str, object]]
 """(custom_id, body)."""
+METADATA = "metadata"
 Lines = Sequence[Line] | Callable[[], Iterator[Line]]
 _POINT = Point(0, {})
 
@@ -96,12 +97,14 @@ def plan_bodies(
     source: str = "",
     max_attempts: int = MAX_ATTEMPTS,
     deadline_at: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> BodiesPlan:
     """The plan of `lines`: (custom_id, body) each, or what gives them anew whenever it is called.
 
     A request without a seed of its own gets one from `seed` and its position. `source`: what the
-    lines came from, for messages. `deadline_at`: an instant, ISO 8601 with its zone. The digest
-    is equal for equal lines in the same order. Raises SpecError for no lines or too many.
+    lines came from, for messages. `deadline_at`: an instant, ISO 8601 with its zone. `metadata`:
+    kept among the job's parameters, of which its requests take none. The digest is
+    equal for equal lines in the same order. Raises SpecError for no lines or too many.
     """
     counted = _count(source or name, lines)
     document = Document(source or name, {}, {})
@@ -110,7 +113,7 @@ def plan_bodies(
         name=name,
         model=model,
         dataset=Dataset(None if held else source or name, None, held, counted.sha256, document),
-        params={"model": model},
+        params={"model": model} if metadata is None else {"model": model, METADATA: dict(metadata)},
         sweep=Sweep(),
         graders=(),
         limits=Limits(max_attempts=max_attempts, deadline_at=deadline_at),

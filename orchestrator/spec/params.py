@@ -106,7 +106,11 @@ def _finite(digits: str) -> float:
 
 
 def parse_params(
-    raw: Mapping[str, object], *, vocab_size: int | None = None, rendered: bool = True
+    raw: Mapping[str, object],
+    *,
+    vocab_size: int | None = None,
+    rendered: bool = True,
+    streamed: bool = True,
 ) -> ChatParams:
     """`raw` (plain JSON values) as `ChatParams`.
 
@@ -114,14 +118,17 @@ def parse_params(
     `got` say the same in plain words. `stream` may be left out: it is true here.
     `vocab_size`, where known, bounds the keys of `logit_bias`. `rendered` is false where the
     messages' words are not final: what depends on them is not checked then.
+    `streamed` is false where a door answers with a whole completion: no `stream_options` then.
     """
-    refusal = refusals.first(_check(raw, vocab_size, rendered))
+    refusal = refusals.first(_check(raw, vocab_size, rendered, streamed))
     if refusal:
         raise refusal.error()
     return _parsed({key: value for key, value in raw.items() if value is not None})
 
 
-def _check(raw: Mapping[str, object], vocab_size: int | None, rendered: bool) -> Iterator[Refusal]:
+def _check(
+    raw: Mapping[str, object], vocab_size: int | None, rendered: bool, streamed: bool
+) -> Iterator[Refusal]:
     yield from refusals.keys(raw, "", NAMES, ("messages", "model"))
     given = {key: value for key, value in raw.items() if value is not None or key not in NULLABLE}
     if "messages" in given:
@@ -137,7 +144,7 @@ def _check(raw: Mapping[str, object], vocab_size: int | None, rendered: bool) ->
             yield from refusals.boolean(key, given[key])
     yield from _words(given)
     yield from _stop(given)
-    yield from _stream_options(given)
+    yield from _stream_options(given, streamed)
     yield from _logit_bias(given, vocab_size)
     yield from _top_logprobs(given)
     yield from tools.check(given)
@@ -191,8 +198,12 @@ def _stop_string(path: str, value: object) -> Iterator[Refusal]:
         yield refusals.empty_string(path)
 
 
-def _stream_options(given: Mapping[str, object]) -> Iterator[Refusal]:
+def _stream_options(given: Mapping[str, object], streamed: bool) -> Iterator[Refusal]:
     options = given.get("stream_options")
+    if options is not None and not streamed:
+        text = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
+        plain = "'stream_options' only together with 'stream: true'"
+        yield Refusal(Rank.STREAM_OPTIONS, text, "stream_options", None, plain, "no 'stream'")
     if isinstance(options, Mapping):
         yield from refusals.keys(options, "stream_options", ("include_usage",), ())
         if "include_usage" in options:

@@ -31,15 +31,16 @@ class Rank(IntEnum):
     PATTERN = 6
     BIAS_KEY = 7
     TOP_LOGPROBS = 8
-    TOOL_CHOICE = 9
-    PARALLEL = 10
-    FUNCTION_CALL = 11
-    NAMED = 12
-    TOGETHER = 13
-    SEQUENCE = 14
-    JSON_WORD = 15
-    SCHEMA = 16
-    FUNCTION_SCHEMA = 17
+    STREAM_OPTIONS = 9
+    TOOL_CHOICE = 10
+    PARALLEL = 11
+    FUNCTION_CALL = 12
+    NAMED = 13
+    TOGETHER = 14
+    SEQUENCE = 15
+    JSON_WORD = 16
+    SCHEMA = 17
+    FUNCTION_SCHEMA = 18
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,11 @@ def client(service: Service) -> Iterator[openai.OpenAI]:
 
 def make(client: openai.OpenAI, lines: list[Json], **more: Any) -> Any:
     """Upload, and a batch of it."""
-    file = client.files.create(file=("lines.jsonl", jsonl(lines)), purpose="batch")
+    return made_of(client, jsonl(lines), **more)
+
+
+def made_of(client: openai.OpenAI, raw: bytes, **more: Any) -> Any:
+    file = client.files.create(file=("lines.jsonl", raw), purpose="batch")
     return client.batches.create(
         **{
             "input_file_id": file.id,
@@ -118,9 +122,12 @@ def test_upload_create_poll_download(client: openai.OpenAI, service: Service) ->
             answer = http.post("/chat/completions", json=bodies[key])
             assert same(answer.json()) == same(said[key])
     # What the model's files refuse is found before anything runs, where they are at hand.
-    refused = ended(client, make(client, [line("long", **too_long)]).id)
+    raw = jsonl([line("short")]) + b"\n" + jsonl([line("long", **too_long)])
+    refused = ended(client, made_of(client, raw).id)
     assert refused.status == "failed"
-    assert "long" in refused.errors.data[0].message
+    (fault,) = refused.errors.data
+    code, param = "context_length_exceeded", "body.messages"
+    assert (fault.line, fault.code, fault.param) == (3, code, param)
 
 
 def test_failures_stand_in_the_error_file(

@@ -67,6 +67,19 @@ def test_pages_give_each_once(
     assert found == (answers if order == "asc" else answers[::-1])
 
 
+def test_the_words_of_who_asked_stay_with_the_completion(service: Service) -> None:
+    words = {"project": "\u00fcbung", "": "x" * 512, "k" * 64: ""}
+    made = httpx.post(f"{service.v1}/chat/completions", json=chat(metadata=words)).json()
+    told = [
+        made,
+        get(service, f"/{made['id']}").json(),
+        get(service, order="desc").json()["data"][0],
+    ]
+    deleted = httpx.delete(f"{service.v1}/chat/completions/{made['id']}")
+    assert [each["metadata"] for each in told] == [words] * 3
+    assert deleted.status_code == 200
+
+
 def test_pages_of_one_model(service: Service, answers: list[Json]) -> None:
     assert get(service, model="tiny").json()["data"] == answers
     empty = {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}

@@ -18,7 +18,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from orchestrator import export, lifecycle
+from orchestrator import lifecycle
 from orchestrator.api.auth import Caller, Submitter
 from orchestrator.api.context import Context, Ctx
 from orchestrator.api.errors import ApiError
@@ -27,7 +27,8 @@ from orchestrator.api.openai.asking import Asked, asked
 from orchestrator.api.openai.failures import failure
 from orchestrator.api.openai.listing import refuse_unknown
 from orchestrator.api.openai.shapes import CREATED, asked_for
-from orchestrator.api.openai.sse import (
+from orchestrator.api.openai.telling import completion
+from orchestrator.api.sse import (
     BEAT,
     DONE,
     SILENT_SECONDS,
@@ -99,6 +100,7 @@ def _submitted(ctx: Context, caller: Caller, wanted: Asked) -> _Chat:
         [(NAME, dict(wanted.body))],
         priority=ctx.settings.chat_priority,
         seed=secrets.randbits(63),
+        metadata=wanted.metadata,
     )
     try:
         ctx.check(plan)
@@ -195,7 +197,7 @@ class _Chat:
         return failure(await run_sync(views.request, self.ctx.db, self.request_id))
 
     def _folded(self) -> Json:
-        return export.completion(next(views.results(self.ctx.db, self.job_id)))
+        return completion(next(views.results(self.ctx.db, self.job_id)))
 
 
 def _said(told: Telling, look: News) -> bytes:

@@ -66,7 +66,9 @@ class ChatRequest(BaseModel):
     )
     user: str | None = Field(None, description="Whom it is for; stored, never used.")
     store: bool | None = Field(None, description="Ignored: every completion is stored.")
-    metadata: Object | None = Field(None, description="Ignored.")
+    metadata: dict[str, str] | None = Field(
+        None, max_length=16, description="Words of your own, kept with the completion."
+    )
 
 
 class CompletionMessage(BaseModel):
@@ -114,6 +116,7 @@ class Completion(BaseModel):
     )
     service_tier: str | None = Field(None, description="`default`, where it was asked for.")
     warnings: list[str] = Field([], description="What could not be kept to; absent if nothing.")
+    metadata: dict[str, str] | None = Field(None, description="As it was given; absent if not.")
 
 
 class Completions(BaseModel):

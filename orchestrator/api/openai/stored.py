@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse
 
-from orchestrator import export
 from orchestrator.api.auth import Reader, Submitter
 from orchestrator.api.context import Context, Ctx
 from orchestrator.api.openai.shapes import DELETED, LISTED, MESSAGES, ONE
+from orchestrator.api.openai.telling import completion
 from orchestrator.db import stored, views
 from orchestrator.db.results import Result
 from orchestrator.errors import NotFound
@@ -46,14 +46,14 @@ def list_completions(
         newest_first=order == "desc",
         limit=limit + 1,
     )
-    shown = [export.completion(_result(ctx, job_id)) for job_id in found[:limit]]
+    shown = [completion(_result(ctx, job_id)) for job_id in found[:limit]]
     return JSONResponse(_page(shown, has_more=len(found) > limit))
 
 
 @router.get("/{completion_id}", summary="One stored completion", responses=ONE)
 def get_completion(completion_id: CompletionId, caller: Reader, ctx: Ctx) -> JSONResponse:
     """The completion as it was answered. One that is still being made does not exist yet."""
-    return JSONResponse(export.completion(_found(ctx, caller.sees, completion_id)))
+    return JSONResponse(completion(_found(ctx, caller.sees, completion_id)))
 
 
 @router.delete("/{completion_id}", summary="Remove a stored completion", responses=DELETED)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ParameterError
-from orchestrator.spec.compat import compatible
+from orchestrator.spec.compat import checked, compatible, metadata_of
 from orchestrator.spec.params import parse_params
 
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -73,3 +73,48 @@ def test_whatever_else_is_wrong_is_left_for_the_door(wrong: dict[str, object]) -
     assert compatible(given) == given
     with pytest.raises(ParameterError):
         parse_params(compatible(given))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "param", "code"),
+    [
+        ([], "metadata", "invalid_type"),
+        ({"a": 1}, "metadata.a", "invalid_type"),
+        ({str(n): "" for n in range(17)}, "metadata", "object_above_max_properties"),
+        ({"k" * 65: ""}, None, "string_above_max_length"),
+        ({"a": "v" * 513}, "metadata.a", "string_above_max_length"),
+        ({"a": "\0"}, "metadata.a", "invalid_value"),
+    ],
+)
+def test_metadata_is_checked_before_it_is_left_out(
+    metadata: object, param: str | None, code: str
+) -> None:
+    with pytest.raises(ParameterError) as refused:
+        compatible({**BODY, "metadata": metadata})
+    assert refused.value.code == code
+    assert param is None or refused.value.param == param
+
+
+def test_metadata_is_given_as_it_was_or_is_none() -> None:
+    words = {str(n): "v" * 512 for n in range(15)} | {"k" * 64: ""}
+    assert metadata_of({**BODY, "metadata": words}) == words
+    assert metadata_of(BODY) is metadata_of({**BODY, "metadata": None}) is None
+
+
+@pytest.mark.parametrize(
+    ("beside", "param"),
+    [
+        ({}, "stream_options"),
+        ({"tool_choice": "auto"}, "stream_options"),
+        ({"response_format": {"type": "json_object"}}, "stream_options"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"n": 0}, "n"),
+    ],
+)
+def test_stream_options_without_a_stream_are_refused_in_their_turn(
+    beside: dict[str, object], param: str
+) -> None:
+    options = {"stream_options": {"include_usage": True}}
+    with pytest.raises(ParameterError) as refused:
+        checked({**BODY, **options, **beside}, max_choices=8)
+    assert refused.value.param == param

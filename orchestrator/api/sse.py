@@ -1,4 +1,4 @@
-"""A chat as server-sent events: one event a chunk, as it is persisted, and `[DONE]`.
+"""Chunks as server-sent events, for both doors: one event a chunk, then `[DONE]`.
 
 Knows how events are written and when the client has left; nothing of what is asked or of rows.
 """
