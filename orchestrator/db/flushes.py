@@ -177,8 +177,9 @@ def _choice_values(part: RequestWrite, held: _Held) -> list[dict[str, object]]:
 
 
 def _request_values(part: RequestWrite, held: _Held) -> dict[str, object]:
-    # Whoever stored the first tokens has said it for all that come: a replay repeats it.
-    first = not any(held.n_tokens.values())
+    # Whoever stored the first tokens, or an end without any, has said it for all that come: a
+    # replay repeats it.
+    first = not any(held.n_tokens.values()) and not any(held.ends.values())
     return {
         "b_id": part.request_id,
         "b_idle": _idle_attempts(part),
