@@ -83,6 +83,58 @@ def test_dark_is_dark_and_readable(served: Api, new_page: NewPage) -> None:
         assert (max(both) + 0.05) / (min(both) + 0.05) > 7
 
 
+# The least contrast of each kind of text, colours as they are painted; every step of each scale.
+CONTRASTS = """() => {
+  const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const over = (...colours) => {
+    for (const colour of colours) { pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1); }
+    return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const light = (rgb) => rgb.map((v) => v / 255)
+    .map((v) => (v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const ground = getComputedStyle(document.querySelector(".card")).backgroundColor;
+  const row = document.querySelector("table.heat tbody tr");
+  const made = (name, className, holder) => {
+    const each = document.createElement(name);
+    each.className = className;
+    holder.append(each);
+    const style = getComputedStyle(each);
+    const behind = over(ground, style.backgroundColor);
+    const ink = over(`rgb(${behind})`, style.color);
+    const [low, high] = [light(behind), light(ink)].sort((a, b) => a - b);
+    each.remove();
+    return [className, (high + .05) / (low + .05)];
+  };
+  const states = ["queued", "running", "succeeded", "failed", "cancelled", "paused", "partial"];
+  return [
+    ...states.map((state) => made("span", `badge ${state}`, document.querySelector("h1"))),
+    ...[...Array(11).keys()].map((step) => made("td", `h${step}`, row)),
+    ...[...Array(6).keys()].map((step) => made("span", `tk p${step}`, row.parentElement)),
+  ];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_on_colours_can_be_read(served: Api, new_page: NewPage, scheme: str) -> None:
+    page = new_page(color_scheme=scheme)
+    page.goto(f"{served.url}/jobs/sums")
+    expect(page.locator("table.heat td")).to_have_count(12)
+    found = page.evaluate(CONTRASTS)
+    assert len(found) == 24
+    assert [each for each in found if each[1] < 4.5] == []
+
+
+def test_what_is_printed_is_whole_and_without_buttons(served: Api, page: Page) -> None:
+    page.goto(f"{served.url}/jobs/sums")
+    page.emulate_media(media="print")
+    expect(page.locator("nav").first).to_be_hidden()
+    source = page.locator("pre.source")
+    assert source.evaluate("each => each.scrollHeight <= each.clientHeight")
+    page.goto(f"{served.url}{paths(served)['request']}")
+    expect(page.locator(".switch")).to_be_hidden()
+
+
 def test_the_whole_way_by_keyboard(served: Api, page: Page) -> None:
     page.goto(served.url)
     press = page.keyboard.press

@@ -33,6 +33,27 @@ def test_text_arrives_while_the_page_is_open(api: Api, page: Page, tiny_model: L
         assert choice.text and shown == choice.text
 
 
+def test_a_stream_that_is_refused_is_told_and_asked_for_again(
+    api: Api, new_page: NewPage, tiny_model: LoadedModel
+) -> None:
+    job_id = submitted(api, STORY)
+    request_id = views.requests(api.db, job_id)[0].id
+    page = new_page(expected="503")
+    streams = "**/api/requests/*/stream"
+    page.route(streams, lambda route: route.fulfill(status=503))
+    page.route("**/choices?*", lambda route: route.fulfill(status=304))
+    page.goto(f"{api.url}/requests/{request_id}")
+    expect(page.locator("#lost")).to_be_visible()
+    page.unroute(streams)
+    expect(page.locator("#lost")).to_be_hidden()
+    with local_worker(api.settings, api.db, api.queue, tiny_model):
+        ended(api, job_id)
+    expect(page.locator("#state")).to_have_text("succeeded")
+    for choice in views.choices(api.db, request_id):
+        shown = page.locator(f'[data-choice="{choice.choice}"] .text').text_content()
+        assert choice.text and shown == choice.text
+
+
 def test_tokens_are_coloured_and_say_what_else_was_likely(api_with_worker: Api, page: Page) -> None:
     api = api_with_worker
     job_id = submitted(api, SWEEP.format(name="sums"))

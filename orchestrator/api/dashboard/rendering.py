@@ -5,7 +5,6 @@ Knows nothing of what a page shows.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from urllib.parse import quote
 
@@ -17,6 +16,7 @@ from orchestrator.api.auth import ADMIN, SUBMIT, Caller
 from orchestrator.api.dashboard import shown
 from orchestrator.api.dashboard.static import static_url
 from orchestrator.api.origins import csrf_token
+from orchestrator.api.tags import is_known, tag_of
 
 _FILTERS = (
     *(shown.visible, shown.plain, shown.compact, shown.pretty, shown.number, shown.short),
@@ -66,9 +66,9 @@ def page(
 def fragment(request: Request, name: str, caller: Caller, values: Mapping[str, object]) -> Response:
     """The template as a part of a page, with an ETag: asked again, 304 while it is the same."""
     text = _text(request, name, caller, values)
-    tag = f'"{hashlib.sha256(text.encode()).hexdigest()[:20]}"'
+    tag = tag_of(text.encode())
     headers = {"etag": tag, "cache-control": "private, no-cache"}
-    if request.headers.get("if-none-match") == tag:
+    if is_known(tag, request.headers.get("if-none-match", "")):
         return Response(status_code=304, headers=headers)
     return HTMLResponse(text, headers=headers)
 

@@ -15,6 +15,11 @@ export function tellTimes(within = document) {
   }
 }
 
+// That the server does not answer, or does again.
+export function cutOff(lost) {
+  document.getElementById("lost").hidden = !lost;
+}
+
 export function say(words) {
   document.getElementById("said").textContent = words;
 }
@@ -67,10 +72,10 @@ class Refreshed {
     if (document.hidden) return; // looked at again when it is seen
     try {
       const news = selecting(this.holder) ? null : await part(this.holder.dataset.refresh, this.etag);
-      document.getElementById("lost").hidden = true;
+      cutOff(false);
       if (news) this.show(news);
     } catch {
-      document.getElementById("lost").hidden = false;
+      cutOff(true);
     }
     this.next();
   }

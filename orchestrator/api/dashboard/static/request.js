@@ -1,6 +1,6 @@
 // A request's page: its text as it comes, and its tokens with what the model nearly said instead.
 
-import { part, put, say } from "./page.js";
+import { cutOff, part, put, say } from "./page.js";
 import { element, visible } from "./text.js";
 
 const choices = document.getElementById("choices");
@@ -49,12 +49,24 @@ function told(chunk) {
   }
 }
 
+const AGAIN_MS = 2000;
+
 function live() {
   const source = new EventSource(`/api/requests/${id}/stream`);
   let begun = false;
+  calling.clear();
+  source.onopen = () => cutOff(false);
+  source.onerror = () => {
+    cutOff(true);
+    // Cut off it goes on by itself; refused (the server was not ready) it does not.
+    if (source.readyState === EventSource.CLOSED) setTimeout(again, AGAIN_MS);
+  };
   source.onmessage = (event) => {
     if (event.data === "[DONE]") return void ended(source);
-    if (!begun) choices.querySelectorAll(".text").forEach((each) => each.replaceChildren());
+    if (!begun) {
+      choices.querySelectorAll(".text").forEach((each) => each.replaceChildren());
+      showState().catch(() => {});
+    }
     begun = true;
     const chunk = JSON.parse(event.data);
     if (chunk.choices) told(chunk);
@@ -62,12 +74,25 @@ function live() {
   choices.querySelectorAll(".choice").forEach((each) => each.classList.add("live"));
 }
 
+async function again() {
+  try {
+    await showState(); // without a key any more: to the sign in
+    live();
+  } catch {
+    setTimeout(again, AGAIN_MS);
+  }
+}
+
+async function showState() {
+  const state = await part(`/requests/${id}/state`);
+  if (state) put(document.getElementById("state"), state.html);
+}
+
 async function ended(source) {
   source.close();
   const news = await part(`/requests/${id}/choices?choice=${first}`);
   if (news) put(choices, news.html);
-  const state = await part(`/requests/${id}/state`);
-  if (state) put(document.getElementById("state"), state.html);
+  await showState();
   choices.dataset.live = "no";
   say(`The request has ended: ${document.getElementById("state").textContent.trim()}`);
 }
