@@ -5,6 +5,7 @@ within rounds. Knows nothing of systems or of kinds of work.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -81,9 +82,13 @@ def print_figures(found: Figures) -> None:
     rows = []
     for name, by_heading in found.rates.items():
         speed = by_heading["tokens/s"]
-        cells = [name, *_cells(speed, "{:.1f}"), *(f"{by_heading[m].median:.0f}" for m in more)]
-        low, high = found.others[name]
-        rows.append([*cells, *_ratio_cells(found, name), f"{low:.0%} to {high:.0%}"])
+        cells = [
+            name,
+            *_cells(speed, "{:.1f}"),
+            *(_cell(by_heading[m].median, "{:.0f}") for m in more),
+        ]
+        taken = " to ".join(_cell(share, "{:.0%}") for share in found.others[name])
+        rows.append([*cells, *_ratio_cells(found, name), taken])
     compared = f"it / {first}" if found.inverse else f"{first} / it"
     print_table((*HEADER, *more, compared, *RATIO), rows)
 
@@ -97,7 +102,12 @@ def _ratio_cells(found: Figures, name: str) -> list[str]:
 
 
 def _cells(spread: Spread, form: str) -> list[str]:
-    return [form.format(each) for each in (spread.median, spread.least, spread.most, spread.best)]
+    return [_cell(each, form) for each in (spread.median, spread.least, spread.most, spread.best)]
+
+
+def _cell(figure: float, form: str) -> str:
+    """A dash for what could not be told, as the steps of a system that split the rows."""
+    return "-" if math.isnan(figure) else form.format(figure)
 
 
 @dataclass

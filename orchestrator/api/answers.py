@@ -274,7 +274,6 @@ class Schedule(Answer):
     name: str = Field(description="Its name.")
 
 
-NOT_MODIFIED: Responses = {304: {"description": "It is as the header If-None-Match has it."}}
 CONFLICT: Responses = {
     409: {"description": "Its state does not allow that, or several ids begin so."}
 }

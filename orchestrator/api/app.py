@@ -11,17 +11,20 @@ from typing import Any
 from anyio import to_thread
 from fastapi import FastAPI, Request, Response
 
+from orchestrator import allowance
 from orchestrator.api import errors, fleet, health, jobs, requests
 from orchestrator.api.auth import Believed
 from orchestrator.api.context import Context
 from orchestrator.api.dashboard import pages
+from orchestrator.api.dashboard.lately import Lately
 from orchestrator.api.dashboard.rendering import problem
 from orchestrator.api.document import describe
 from orchestrator.api.headers import SafeHeaders
-from orchestrator.api.limits import Limited, Rates, Streams, check_plan
+from orchestrator.api.limits import Limited, Rates, Streams
 from orchestrator.api.logs import Logged
 from orchestrator.api.openai import batches, chat, files, listing, stored
 from orchestrator.api.origins import SameOrigin
+from orchestrator.api.tags import Tagged
 from orchestrator.api.tails import Tails
 from orchestrator.db.database import Database
 from orchestrator.queue import Queue
@@ -59,7 +62,7 @@ def create_app(
     """The whole of it, on an open database and queue. Raises SpecError for a bad price table."""
 
     def checked(plan: Plan) -> None:
-        check_plan(plan, settings)
+        allowance.check(plan, settings)
         check(plan)
 
     prices = read_prices(settings.prices)
@@ -76,6 +79,7 @@ def create_app(
     )
     app.state.context = context
     app.state.believed = Believed()
+    app.state.lately = Lately()
     app.state.form_secret = secrets.token_bytes(32)
     app.state.rates = Rates(settings.rate_per_minute)
     app.state.streams = Streams(settings.max_streams)
@@ -83,6 +87,7 @@ def create_app(
         app.include_router(module.router)
     errors.install(app, _page)
     # The last one added is the outermost.
+    app.add_middleware(Tagged)
     app.add_middleware(Limited, settings=settings, streams=app.state.streams)
     app.add_middleware(SameOrigin, keys_needed=keys_needed)
     app.add_middleware(Logged)

@@ -50,6 +50,8 @@ def describe(app: FastAPI, *, keys_needed: bool) -> dict[str, Any]:
         for method in _METHODS:
             if method in item:
                 _complete(item[method], keys_needed and path not in _OPEN)
+        if path.startswith("/api/") and "get" in item:
+            _tagged(item["get"])
     return document
 
 
@@ -83,6 +85,19 @@ def _complete(operation: dict[str, Any], keyed: bool) -> None:
     if keyed:
         operation["security"] = [{"key": []}, {"session": []}]
     operation["responses"] = dict(sorted(responses.items()))
+
+
+def _tagged(operation: dict[str, Any]) -> None:
+    """What is polled has a tag: see `tags.py`."""
+    told = operation["responses"]["200"]
+    if "application/json" not in told.get("content", {}):
+        return
+    told["headers"] = {"ETag": {"description": "Of this answer.", "schema": {"type": "string"}}}
+    operation["responses"]["304"] = {"description": "It is as the header If-None-Match has it."}
+    operation["responses"] = dict(sorted(operation["responses"].items()))
+    given = {"name": "If-None-Match", "in": "header", "required": False}
+    given |= {"schema": {"type": "string"}, "description": "An `ETag` from before, or several."}
+    operation.setdefault("parameters", []).append(given)
 
 
 def _error_content() -> dict[str, Any]:

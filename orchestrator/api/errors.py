@@ -175,6 +175,7 @@ def _framework(error: HTTPException) -> ApiError:
     return ApiError(error.status_code, message, type=kind, headers=headers)
 
 
+_SHOWN = 80
 _CODES = {
     "missing": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
@@ -182,7 +183,7 @@ _CODES = {
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
-    """The first thing that validation refused; what was given is not repeated."""
+    """The first thing that validation refused; of headers and bodies not what was given."""
     first = error.errors()[0]
     kind = str(first["type"])
     place = [str(each) for each in first["loc"]]
@@ -192,8 +193,9 @@ def _invalid(error: RequestValidationError) -> ApiError:
     code = _CODES.get(kind)
     if code is None:
         code = "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
-    what = f"'{param}'" if param else "the body"
-    return ApiError(400, f"Invalid {what}: {first['msg']}.", param=param, code=code)
+    what = f"'{param}'" if param else "body"
+    got = f", got {str(first['input'])[:_SHOWN]!r}" if place[0] in ("path", "query") else ""
+    return ApiError(400, f"Invalid {what}: {first['msg']}{got}.", param=param, code=code)
 
 
 def _wants_page(request: Request) -> bool:

@@ -5,14 +5,15 @@ Knows nothing of single jobs: these are told to whoever may read.
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from orchestrator.api.answers import All, ModelLine, QueueLine, Schedule, WorkerLine
 from orchestrator.api.auth import Reader
 from orchestrator.api.context import Ctx
+from orchestrator.api.queries import only_known
 from orchestrator.db import views
 
-router = APIRouter(prefix="/api", tags=["fleet"])
+router = APIRouter(prefix="/api", tags=["fleet"], dependencies=[Depends(only_known)])
 
 
 @router.get("/workers", summary="The workers")

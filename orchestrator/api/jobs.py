@@ -8,13 +8,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from orchestrator import lifecycle
 from orchestrator.api import parts, submitting, told
 from orchestrator.api.answers import (
     CONFLICT,
-    NOT_MODIFIED,
     JobAnswer,
     JobKind,
     JobLine,
@@ -25,12 +24,12 @@ from orchestrator.api.answers import (
 )
 from orchestrator.api.auth import Reader, Submitter
 from orchestrator.api.context import Ctx
-from orchestrator.api.queries import After, Instant, JobId, Limit, found_job
+from orchestrator.api.queries import After, Instant, JobId, Limit, found_job, only_known
 from orchestrator.db import views
 
 LONGEST_WAIT_SECONDS = 120
 
-router = APIRouter(prefix="/api", tags=["jobs"])
+router = APIRouter(prefix="/api", tags=["jobs"], dependencies=[Depends(only_known)])
 router.include_router(submitting.router)
 
 
@@ -72,7 +71,7 @@ def list_jobs(
     "/jobs/{job}",
     summary="Where a job stands",
     response_model=JobAnswer,
-    responses={**NOT_MODIFIED, **CONFLICT},
+    responses=CONFLICT,
 )
 async def get_job(
     job: JobId,
@@ -89,7 +88,6 @@ async def get_job(
     version: Annotated[
         str | None, Query(max_length=64, description="Another than this; by default than now's.")
     ] = None,
-    if_none_match: Annotated[str | None, Header(description="An `ETag` from before.")] = None,
 ) -> Response:
     """State, counts, pace, time left, tokens, cost, and why it waits if it does."""
     job_id = await run_sync(found_job, ctx, caller, job)
@@ -97,11 +95,7 @@ async def get_job(
         if version is None:
             version = await run_sync(views.version, ctx.db, job_id)
         await ctx.tails.changed(job_id, version, wait)
-    answer = await run_sync(told.job_answer, ctx, job_id)
-    tag = told.etag(answer.model_dump_json().encode())
-    if if_none_match is not None and tag in if_none_match:
-        return Response(status_code=304, headers={"etag": tag})
-    return told.as_json(answer, {"etag": tag})
+    return told.as_json(await run_sync(told.job_answer, ctx, job_id), {})
 
 
 @router.post(

@@ -9,7 +9,6 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,21 +16,20 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.api.errors import ApiError, answer
-from orchestrator.errors import ParameterError
 from orchestrator.settings import Settings
-from orchestrator.spec.plan import Plan
 
 UPLOADS = ("/v1/files",)
 MIB = 1024 * 1024
 BODY_SECONDS = 60.0
 """How long a body may send nothing before the request is given up."""
+_STREAMED = ("text/event-stream", "application/x-ndjson")
 _FORM_BYTES = 64 * 1024
 _FULL_AGAIN_SECONDS = 60.0
 _MOST_CALLERS = 10_000
 
 
 class Limited:
-    """Refuses bodies that are too long or too slow, and one event stream too many."""
+    """Refuses bodies that are too long or too slow, and one stream too many."""
 
     def __init__(self, app: ASGIApp, settings: Settings, streams: Streams) -> None:
         self._app, self._streams = app, streams
@@ -60,7 +58,7 @@ class Limited:
 
 
 class Streams:
-    """How many event streams are open; used by the event loop's thread alone."""
+    """How many streams are open; used by the event loop's thread alone."""
 
     def __init__(self, most: int) -> None:
         self.most, self.open = most, 0
@@ -71,7 +69,7 @@ class _Refused(Exception):
 
 
 class _Streaming:
-    """One answer on its way: counted while it is an event stream."""
+    """One answer on its way: counted while it is a stream of events or of lines."""
 
     def __init__(self, streams: Streams, scope: Scope, send: Send) -> None:
         self._streams, self._scope, self._send = streams, scope, send
@@ -81,7 +79,7 @@ class _Streaming:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             headers.update(self._scope.get("state", {}).get("rate_headers", {}))
-            if headers.get("content-type", "").startswith("text/event-stream"):
+            if headers.get("content-type", "").startswith(_STREAMED):
                 self._count()
         await self._send(message)
 
@@ -105,7 +103,7 @@ def check_streams(request: Request) -> None:
 
 
 def _too_many_streams() -> ApiError:
-    message = "Too many event streams are open. Please try again later."
+    message = "Too many streams are open. Please try again later."
     headers = {"retry-after": "5"}
     return ApiError(429, message, type="requests", code="too_many_streams", headers=headers)
 
@@ -190,26 +188,3 @@ def check_rate(request: Request, who: str) -> None:
             code="rate_limit_exceeded",
             headers={"retry-after": str(math.ceil(60 / rates.per_minute))},
         )
-
-
-# --- plans ----------------------------------------------------------------------------------------
-
-
-def check_plan(plan: Plan, settings: Settings) -> None:
-    """Refuse a job whose requests have more choices than this door takes. Raises ParameterError.
-
-    How many requests and choices a job may have stands in `spec.plan`. Of whole bodies each was
-    looked at by its own door.
-    """
-    if plan.verbatim:
-        return
-    common: Any = plan.spec.params.get("n")
-    for point in plan.points:
-        n = point.params.get("n", common)
-        if isinstance(n, int) and n > settings.max_choices:
-            raise ParameterError(
-                f"Invalid 'n': integer above maximum value. Expected a value <= "
-                f"{settings.max_choices}, but got {n} instead.",
-                "n",
-                "integer_above_max_value",
-            )

@@ -17,6 +17,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.api import errors
+from orchestrator.api.waits import Stopped
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("penstock_request_id", default=None)
 
@@ -46,6 +47,8 @@ class Logged:
         token = REQUEST_ID.set(id)
         try:
             await self._app(scope, receive, with_id)
+        except Stopped:
+            log.info("http.cut request=%s: the server is stopping", id)
         except Exception as error:
             log.error("http.failed request=%s %s", id, places(error))
             if status == 0:  # else the connection is closed in the middle, which is all there is

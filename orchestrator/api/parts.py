@@ -1,19 +1,15 @@
-"""`/api/jobs/{job}/...`: points, requests, errors, events, results and source of one job.
+"""`/api/jobs/{job}/...`: points, requests, errors, events and source of one job.
 
 Page by page, whatever the job's size. Knows nothing of how a job is steered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from io import StringIO
-from itertools import chain, islice
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import StreamingResponse
 
-from orchestrator.api import told
+from orchestrator.api import results, told
 from orchestrator.api.answers import (
     CONFLICT,
     All,
@@ -30,18 +26,7 @@ from orchestrator.api.auth import Reader
 from orchestrator.api.context import Ctx
 from orchestrator.api.queries import After, JobId, Limit, found_job
 from orchestrator.db import views
-from orchestrator.db.finished import finished
-from orchestrator.db.results import Result
-from orchestrator.export import export
 
-_LINES_AT_ONCE = 10
-_LINES: Responses = {
-    200: {
-        "description": "A request a line, as `penstock export` writes it.",
-        "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
-    },
-    **CONFLICT,
-}
 _YAML: Responses = {
     200: {
         "description": "The file, word for word; empty for what came through `/v1`.",
@@ -113,30 +98,6 @@ def list_events(
     return Page(data=shown, next=shown[-1].id if len(found) > limit else None)
 
 
-@router.get(
-    "/results",
-    summary="A job's results so far",
-    response_class=StreamingResponse,
-    responses=_LINES,
-)
-def get_results(
-    job: JobId,
-    caller: Reader,
-    ctx: Ctx,
-    after: Annotated[
-        int | None,
-        Query(ge=0, lt=2**63, description="`request_id` of the last line that is known."),
-    ] = None,
-) -> StreamingResponse:
-    """What has ended by now, in the order of ending: a line of JSON a request.
-
-    Go on later with `after`; a request that is tried again comes again when it has ended again.
-    """
-    found = finished(ctx.db, found_job(ctx, caller, job), after=after)
-    first = list(islice(found, 1))  # what is refused is refused before the answer begins
-    return StreamingResponse(_lines(chain(first, found)), media_type="application/x-ndjson")
-
-
 @router.get("/source", summary="A job's file", response_class=Response, responses=_YAML)
 def get_source(job: JobId, caller: Reader, ctx: Ctx) -> Response:
     """The YAML that was submitted."""
@@ -144,8 +105,4 @@ def get_source(job: JobId, caller: Reader, ctx: Ctx) -> Response:
     return Response(source, media_type="application/yaml")
 
 
-def _lines(results: Iterator[Result]) -> Iterator[str]:
-    while some := list(islice(results, _LINES_AT_ONCE)):
-        out = StringIO()
-        export(some, out, lambda count: None)
-        yield out.getvalue()
+router.include_router(results.router)

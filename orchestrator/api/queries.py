@@ -9,11 +9,12 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import Path, Query
+from fastapi import Path, Query, Request
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 
 from orchestrator.api.auth import Caller
 from orchestrator.api.context import Context
+from orchestrator.api.errors import ApiError
 from orchestrator.db import views
 
 _DATED = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]", re.ASCII)
@@ -45,6 +46,16 @@ After = Annotated[
 ]
 Limit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
 RequestId = Annotated[int, Path(ge=0, lt=2**63, description="A request's id.")]
+
+
+def only_known(request: Request) -> None:
+    """Refuse a query that the route does not know: a filter with a slip would leave out nothing."""
+    known = [each.alias for each in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            expected = f"one of {', '.join(known)}" if known else "no query"
+            message = f"Unknown query '{name[:80]}': expected {expected}."
+            raise ApiError(400, message, param=name[:80], code="unknown_parameter")
 
 
 def found_job(ctx: Context, caller: Caller, job: str) -> str:

@@ -18,7 +18,8 @@ from orchestrator.api.answers import Chunk, Page, RequestAnswer, Responses
 from orchestrator.api.auth import Reader
 from orchestrator.api.context import Context, Ctx
 from orchestrator.api.limits import check_streams
-from orchestrator.api.openai.sse import (
+from orchestrator.api.queries import After, Limit, RequestId, only_known
+from orchestrator.api.sse import (
     BEAT,
     DONE,
     SILENT_SECONDS,
@@ -26,7 +27,6 @@ from orchestrator.api.openai.sse import (
     event,
     with_beats,
 )
-from orchestrator.api.queries import After, Limit, RequestId
 from orchestrator.db import views
 from orchestrator.db.replay import News, envelope
 from orchestrator.db.tailing import chunks_page
@@ -47,7 +47,9 @@ _EVENTS: Responses = {
         },
     }
 }
-router = APIRouter(prefix="/api/requests/{request_id}", tags=["requests"])
+router = APIRouter(
+    prefix="/api/requests/{request_id}", tags=["requests"], dependencies=[Depends(only_known)]
+)
 
 
 @router.get("", summary="One request")

@@ -70,6 +70,11 @@ class Tails:
         """How many wait for news just now."""
         return self._requests.waiting + self._jobs.waiting
 
+    @property
+    def closed(self) -> bool:
+        """Nobody is told of anything any more: the server is stopping."""
+        return self._jobs.closed
+
     def close(self) -> None:
         """End every follower and both threads."""
         self._requests.close()

@@ -5,7 +5,6 @@ Knows nothing of routes or of who asks: whoever calls has seen to it that they m
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -67,11 +66,6 @@ def as_json(answer: Answer, headers: Mapping[str, str], status: int = 200) -> Re
     """The answer, written by the model itself, once."""
     body = answer.model_dump_json()
     return Response(body, status, headers=dict(headers), media_type="application/json")
-
-
-def etag(body: bytes) -> str:
-    """A weak tag of an answer: the same body, the same tag."""
-    return f'W/"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
 
 
 def point(totals: PointTotals) -> Point:

@@ -84,6 +84,11 @@ class Poller(Generic[Question, Answer]):
         with self._changed:
             return len(self._waiting)
 
+    @property
+    def closed(self) -> bool:
+        """Nobody looks any more."""
+        return self._closed
+
     def close(self) -> None:
         """Tell all who wait that nobody looks any more, and end the thread."""
         with self._changed:

@@ -6,18 +6,21 @@ import random
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from orchestrator.db import store, views
 from orchestrator.db.database import Database
-from orchestrator.db.finished import finished
+from orchestrator.db.finished import finished, pages
 from orchestrator.db.store import Claimed, Origin, UsageWrite
 from orchestrator.export import line
 from orchestrator.spec.prices import Price, Prices
-from tests.api.conftest import Api
+from tests.api.chatting import until
+from tests.api.conftest import Api, api_at, settings_in
 from tests.orchestrator.db.builders import claim_some, rows, run, small_plan, write
 
 SEED = int(os.environ.get("API_SEED", random.SystemRandom().randrange(2**31)))
@@ -99,6 +102,36 @@ def test_what_has_not_changed_is_not_sent_again(api: Api) -> None:
     end(api.db, claim_some(api.db)[0])
     third = api.http.get(f"/api/jobs/{job_id}", headers=known)
     assert third.status_code == 200 and third.json()["state"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/points", "/requests", "/errors", "/events", "?wait=0", "/../../models"]
+)
+def test_a_list_of_tags_is_read_as_one(api: Api, path: str) -> None:
+    job_id = store.insert_job(api.db, small_plan(1, (0,)))
+    url = f"/api/jobs/{job_id}{path}"
+    tag = api.http.get(url).headers["etag"]
+    strong = tag.removeprefix("W/")
+    for known in (tag, strong, "*", f'"x", {tag},W/"y"'):
+        assert api.http.get(url, headers={"if-none-match": known}).status_code == 304, known
+    for other in ('"x"', strong.strip('"'), f'"{strong.strip(chr(34))}x"', ""):
+        assert api.http.get(url, headers={"if-none-match": other}).status_code == 200, other
+
+
+def test_a_query_that_no_route_knows_is_refused(api: Api) -> None:
+    store.insert_job(api.db, small_plan(1, (0,)))
+    for path in ("/api/jobs", "/api/workers", "/api/jobs/small/results", "/api/jobs/small/cancel"):
+        send = api.http.post if path.endswith("cancel") else api.http.get
+        refused = send(path, params={"stat": "failed"})
+        assert refused.status_code == 400, path
+        error = refused.json()["error"]
+        assert (error["param"], error["code"]) == ("stat", "unknown_parameter")
+    assert "state" in api.http.get("/api/jobs?stat=x").json()["error"]["message"]
+
+
+def test_what_a_query_had_is_told(api: Api) -> None:
+    error = api.http.get("/api/jobs", params={"limit": "many"}).json()["error"]
+    assert error["param"] == "limit" and error["message"].endswith("got 'many'.")
 
 
 def test_a_change_is_waited_for(api: Api) -> None:
@@ -236,6 +269,66 @@ def test_results_are_the_lines_of_an_export(api: Api) -> None:
     for after, status in ((lines[3]["request_id"], 409), (5, 404)):
         refused = api.http.get(f"/api/jobs/{job_id}/results", params={"after": after})
         assert refused.status_code == status
+
+
+def test_a_request_that_is_tried_again_meanwhile_cuts_nothing_off(db: Database) -> None:
+    job_id = store.insert_job(db, small_plan(4, (0,)))
+    claims = claim_some(db)
+    for claimed in claims:
+        end(db, claimed, "failed")
+    some = pages(db, job_id, None, over=True, page=2)
+    first, place = next(some)
+    run(
+        db,
+        f"UPDATE requests SET finished_at = NULL, state = 'queued' WHERE id = {place.request_id}",
+    )
+    rest = [each.request_id for page, _ in some for each in page]
+    told = [each.request_id for each in first] + rest
+    assert sorted(told) == sorted(each.request_id for each in claims)
+
+
+def test_results_are_followed_to_the_end_and_no_further(db: Database, tmp_path: Path) -> None:
+    job_id = store.insert_job(db, small_plan(15, (0,)))
+    claims, told = claim_some(db), list[int]()
+    first, *open_ones = claims
+    with api_at(db, settings_in(tmp_path)) as api:
+        url = f"/api/jobs/{job_id}/results"
+        end(db, first)
+        with api.http.stream("GET", url, params={"follow": "true"}) as answer:
+            for text in answer.iter_lines():
+                told.append(json.loads(text)["request_id"])
+                if open_ones:  # only now: what is told was told while others were still open
+                    end(db, open_ones.pop())
+        assert sorted(told) == sorted(each.request_id for each in claims)
+        known = {"follow": "true", "after": told[6]}
+        rest = api.http.get(url, params=known).text.splitlines()
+        assert [json.loads(each)["request_id"] for each in rest] == told[7:]
+        assert api.http.get(url).text == api.http.get(url, params={"follow": "1"}).text
+        until(lambda: api.app.state.streams.open == api.app.state.context.tails.followed == 0)
+
+
+def test_who_leaves_what_they_follow_leaves_nothing(api: Api) -> None:
+    job_id = store.insert_job(api.db, small_plan(2, (0,)))
+    streams, url = api.app.state.streams, f"/api/jobs/{job_id}/results?follow=true"
+    with api.http.stream("GET", url) as answer:
+        assert answer.status_code == 200 and streams.open == 1
+        until(lambda: api.app.state.context.tails.followed == 1)
+    until(lambda: streams.open == api.app.state.context.tails.followed == 0)
+
+
+def test_a_server_that_stops_breaks_what_is_followed(
+    sqlite_db: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = store.insert_job(sqlite_db, small_plan(2, (0,)))
+    with ExitStack() as stack, httpx.Client(timeout=60) as client:
+        api = stack.enter_context(api_at(sqlite_db, settings_in(tmp_path)))
+        url = f"{api.url}/api/jobs/{job_id}/results?follow=true"
+        with client.stream("GET", url) as answer:
+            until(lambda: api.app.state.context.tails.followed == 1)
+            stack.close()
+            with pytest.raises(httpx.RemoteProtocolError):
+                answer.read()
+    assert "http.failed" not in caplog.text
 
 
 def routes(api: Api) -> Iterator[tuple[str, str]]:
