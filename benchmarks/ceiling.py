@@ -8,9 +8,9 @@ from pathlib import Path
 
 import onnx
 
-from workers.ceilings import read_bandwidth
-from workers.costs import step_costs
-from workers.machine import this_machine
+from workers.measuring.ceilings import read_bandwidth
+from workers.measuring.costs import step_costs
+from workers.running.machine import this_machine
 
 BANDWIDTH_SECONDS = 1.0
 

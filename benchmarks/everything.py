@@ -22,7 +22,7 @@ from whole_path import EVERYTHING, GREEDY, Texts, WholePath, shares
 from orchestrator.queue import Queue
 from orchestrator.settings import Settings
 from orchestrator.terminal import print_table
-from workers.sampler import Sampling
+from workers.drawing.sampler import Sampling
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the servers stand in tests/
 from tests.servers import PostgresServer, create_database

@@ -37,9 +37,9 @@ from orchestrator.settings import Settings
 from orchestrator.spec.job import parse_job
 from orchestrator.spec.plan import plan
 from orchestrator.terminal import print_table
-from workers.chat import eos_token_ids
-from workers.folder import find_model
-from workers.tokenizer import Tokenizer
+from workers.folders.folder import find_model
+from workers.words.chat import eos_token_ids
+from workers.words.tokenizer import Tokenizer
 
 LOOK_SECONDS = 0.001
 START_SECONDS = 300.0

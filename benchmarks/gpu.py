@@ -26,12 +26,12 @@ from peer_side import Work
 from peers import PeerProcess
 from setting import setting
 
-from workers.costs import step_costs
-from workers.device_sampler import DeviceSampler, sampler_of
-from workers.engine import Choice, Completion, Engine, Tokens
-from workers.runner import Runner
-from workers.sampler import Sampled, SamplerRow, Sampling
-from workers.tokenizer import Tokenizer
+from workers.drawing.device_sampler import DeviceSampler, sampler_of
+from workers.drawing.sampler import Sampled, SamplerRow, Sampling
+from workers.engine.engine import Choice, Completion, Engine, Tokens
+from workers.measuring.costs import step_costs
+from workers.running.runner import Runner
+from workers.words.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
 AIM, AIM_BATCH = 0.6, 64

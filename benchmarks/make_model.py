@@ -184,7 +184,7 @@ def make(form: str, folder: Path, arguments: argparse.Namespace) -> None:
 def quantize_rows(fp32: Path, folder: Path) -> None:
     """As `penstock models import --precision w8a8` does with what the builder made."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    from workers.row_quantized import quantize as quantize_graph
+    from workers.folders.row_quantized import quantize as quantize_graph
 
     quantize_graph(fp32 / "model.onnx", folder)
     for file in fp32.iterdir():

@@ -16,10 +16,10 @@ from stopwatch import Stopwatch, busy_cpu_seconds, own_cpu_seconds
 from turns import Turn, others_share
 
 from orchestrator.settings import Settings
-from workers.engine import Choice, Completion, Engine, Tokens
-from workers.folder import find_model
-from workers.model import LoadedModel
-from workers.sampler import HostSampler, Sampling
+from workers.drawing.sampler import HostSampler, Sampling
+from workers.engine.engine import Choice, Completion, Engine, Tokens
+from workers.folders.folder import find_model
+from workers.loading.model import LoadedModel
 
 BIAS = -100  # as far down as the API lets a token be pushed
 Samplings = Callable[[int], Sampling]

@@ -26,9 +26,9 @@ from sampling import KINDS, Batch, full_sort, make_grammar, make_logits
 from stopwatch import busy_share
 
 from orchestrator.terminal import print_table
-from workers.constraint import Grammar
-from workers.runner import Runner
-from workers.sampler import HostSampler
+from workers.drawing.sampler import HostSampler
+from workers.grammars.constraint import Grammar
+from workers.running.runner import Runner
 
 HERE = Path(__file__).parent
 MODEL = HERE / "models" / "qwen2.5-0.5b-int4"

@@ -14,10 +14,10 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from workers.constraint import Grammar, Grammars, Matcher, Shape
-from workers.philox import uniform
-from workers.sampler import HostSampler, Sampled, SamplerRow, Sampling
-from workers.tokenizer import Tokenizer
+from workers.drawing.philox import uniform
+from workers.drawing.sampler import HostSampler, Sampled, SamplerRow, Sampling
+from workers.grammars.constraint import Grammar, Grammars, Matcher, Shape
+from workers.words.tokenizer import Tokenizer
 
 KINDS = {
     "plain": Sampling(),

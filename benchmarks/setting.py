@@ -5,7 +5,7 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
-from workers.machine import cpu_name
+from workers.running.machine import cpu_name
 
 PACKAGES = (
     *("onnxruntime-gpu", "onnxruntime", "numpy", "numba", "sqlalchemy", "celery", "tokenizers"),

@@ -35,7 +35,7 @@ from systems import (
 from turns import System, take_turns
 
 from orchestrator.settings import Settings
-from workers.sampler import Sampling
+from workers.drawing.sampler import Sampling
 
 ROWS = 16
 # What each kind of work is compared with, and how many times as fast the engine is to be.

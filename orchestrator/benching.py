@@ -1,7 +1,7 @@
 """The command `bench`: how fast a model is on this machine, and what it could be at most.
 
-Composes `workers.bench` and `workers.ceilings`; stdout is the answer, stderr the talk beside it.
-Knows how the options are spelt; `workers` is imported only inside the functions.
+Composes `bench` and `ceilings` of `workers.measuring`; stdout is the answer, stderr the talk
+beside it. Knows how the options are spelt; `workers` is imported only inside the functions.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from orchestrator.settings import Settings
 from orchestrator.terminal import talk
 
 if TYPE_CHECKING:
-    from workers.bench import Work
-    from workers.ceilings import Ceilings
-    from workers.costs import Costs
-    from workers.folder import ModelFolder
-    from workers.machine import Machine
-    from workers.model import LoadedModel
+    from workers.folders.folder import ModelFolder
+    from workers.loading.model import LoadedModel
+    from workers.measuring.bench import Work
+    from workers.measuring.ceilings import Ceilings
+    from workers.measuring.costs import Costs
+    from workers.running.machine import Machine
 
 _ROWS, _QUICK_ROWS = (1, 2, 4, 8, 16, 32), (1, 8)
 _PROMPTS, _QUICK_PROMPTS = (32, 128, 512, 2048), (32, 128)
@@ -77,7 +77,7 @@ class Asked:
 
         Raises SpecError for what does not fit.
         """
-        from workers.bench import Work
+        from workers.measuring.bench import Work
 
         most = min(slots, capacity // _LEAST_ROOM)
         rows = self.rows or _up_to(_QUICK_ROWS if self.quick else _ROWS, most)
@@ -143,7 +143,7 @@ def _up_to(values: Sequence[int], most: int) -> tuple[int, ...]:
 def _load(
     folder: ModelFolder, settings: Settings, slots: int, device: str, calibrate: bool
 ) -> LoadedModel:
-    from workers.model import LoadedModel
+    from workers.loading.model import LoadedModel
 
     talk(f"loading {folder.name}")
     loaded = LoadedModel.load(folder, settings, slots=slots or None, device=device, renew=calibrate)
@@ -153,11 +153,11 @@ def _load(
 
 def _measure(loaded: LoadedModel, settings: Settings, asked: Asked) -> dict[str, Any]:
     """Everything that is shown, as JSON has it."""
-    from workers import bench
-    from workers.device_sampler import sampler_of
-    from workers.engine import Engine
-    from workers.machine import Others, this_machine
-    from workers.memory import resident_bytes
+    from workers.drawing.device_sampler import sampler_of
+    from workers.engine.engine import Engine
+    from workers.measuring import bench
+    from workers.running.machine import Others, this_machine
+    from workers.running.memory import resident_bytes
 
     runner, machine = loaded.runner, this_machine()
     work, resident = asked.work(runner.slots, runner.max_length, runner.capacity), resident_bytes()
@@ -195,7 +195,7 @@ def _measure(loaded: LoadedModel, settings: Settings, asked: Asked) -> dict[str,
 
 def _ceilings(loaded: LoadedModel, machine: Machine) -> Ceilings | None:
     """Of the host's processors; None where the model runs on something else."""
-    from workers import ceilings
+    from workers.measuring import ceilings
 
     if loaded.runner.device != "cpu":
         return None
@@ -204,7 +204,7 @@ def _ceilings(loaded: LoadedModel, machine: Machine) -> Ceilings | None:
 
 
 def _open_session(graph: bytes, threads: int, spinning: bool) -> Any:
-    from workers.host import open_session
+    from workers.running.host import open_session
 
     return open_session(graph, threads=threads, spinning=spinning)
 
@@ -212,7 +212,7 @@ def _open_session(graph: bytes, threads: int, spinning: bool) -> Any:
 def _costs(folder: ModelFolder) -> Costs:
     import onnx
 
-    from workers.costs import step_costs
+    from workers.measuring.costs import step_costs
 
     return step_costs(onnx.load(str(folder.graph), load_external_data=False).graph)
 

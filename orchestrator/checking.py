@@ -1,7 +1,7 @@
 """What `penstock models check` shows: laws, speed, memory and features of a loaded model.
 
-Composes `workers.selftest` and `workers.features`; decides nothing about how a law is tried.
-`workers` is imported only inside the functions.
+Composes `workers.measuring.selftest` and `workers.loading.features`; decides nothing about
+how a law is tried. `workers` is imported only inside the functions.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from orchestrator.settings import Settings
 from orchestrator.terminal import say, talk
 
 if TYPE_CHECKING:
-    from workers.folder import ModelFolder
-    from workers.model import LoadedModel
-    from workers.selftest import Law
+    from workers.folders.folder import ModelFolder
+    from workers.loading.model import LoadedModel
+    from workers.measuring.selftest import Law
 
 _HELLO = ({"role": "user", "content": "Hello"},)
 _NUMBERS = "logits are numbers"
@@ -27,7 +27,8 @@ _NO_CALLS = "no: its form of calls is not known (penstock.json: tool_format)"
 
 def report(loaded: LoadedModel) -> dict[str, Any]:
     """Everything that is shown, as JSON has it; raises WorkerError where nothing can run."""
-    from workers import features, selftest
+    from workers.loading import features
+    from workers.measuring import selftest
 
     runner, folder = loaded.runner, loaded.folder
     _render(loaded)
@@ -114,8 +115,8 @@ def try_imported(made: ModelFolder, device: str, settings: Settings) -> None:
 
     Raises WorkerError where the model cannot run, or a law does not hold.
     """
-    from workers.model import LoadedModel
-    from workers.selftest import try_laws
+    from workers.loading.model import LoadedModel
+    from workers.measuring.selftest import try_laws
 
     try:
         loaded = LoadedModel.load(made, settings, slots=2, device=device)

@@ -169,8 +169,8 @@ def _ticking(settings: Settings, db: Database, queue: Queue) -> Scheduler:
 def check_at_door(made: Plan, model: str | None, settings: Settings) -> None:
     """What only the model's files can tell, where they are at hand. Raises SpecError, NotFound."""
     from workers.door import check_plan
-    from workers.folder import find_model
-    from workers.wording import Wording
+    from workers.folders.folder import find_model
+    from workers.loading.wording import Wording
 
     try:
         folder = find_model(model or made.spec.model, settings.models_dir)

@@ -23,7 +23,7 @@ from orchestrator.settings import Settings
 from orchestrator.terminal import talk
 
 if TYPE_CHECKING:
-    from workers.folder import ModelFolder
+    from workers.folders.folder import ModelFolder
 
 Beside = Callable[[Settings, Database, Queue], AbstractContextManager[object]]
 
@@ -101,8 +101,8 @@ def work(
 
     Raises NotFound, WorkerError.
     """
-    from workers.folder import find_model
-    from workers.model import LoadedModel
+    from workers.folders.folder import find_model
+    from workers.loading.model import LoadedModel
     from workers.process import FleetWorker
 
     folders = [find_model(each, settings.models_dir) for each in dict.fromkeys(models)]
@@ -141,8 +141,8 @@ def stopped_by_signals() -> threading.Event:
 def context_of(folder: ModelFolder, settings: Settings) -> int:
     """Tokens that a request may have: where it is worked on here, as far as this machine's memory
     reaches at all; what is free just now decides when the model is loaded."""
-    from workers.memory import total_bytes
-    from workers.sizing import longest_here
+    from workers.running.memory import total_bytes
+    from workers.running.sizing import longest_here
 
     if settings.broker_url.startswith("memory:"):
         return longest_here(folder, settings, total_bytes())

@@ -24,8 +24,8 @@ from orchestrator.settings import Settings
 from orchestrator.terminal import say, talk
 
 if TYPE_CHECKING:
-    from workers.folder import BrokenFolder, ModelFolder
-    from workers.model import LoadedModel
+    from workers.folders.folder import BrokenFolder, ModelFolder
+    from workers.loading.model import LoadedModel
 
 DirArgument = Annotated[
     str, typer.Argument(metavar="DIR", help="A model's folder, or a name that `list` shows.")
@@ -51,7 +51,7 @@ class Place:
 
     def load(self, name: str, settings: Settings) -> LoadedModel:
         """The model in memory under the job's name for it; raises NotFound, WorkerError."""
-        from workers.model import LoadedModel
+        from workers.loading.model import LoadedModel
 
         folder = replace(find_folder(self.model or name, settings), name=name)
         loaded = LoadedModel.load(folder, settings, device=self.device)
@@ -61,7 +61,7 @@ class Place:
 
 def find_folder(model: str, settings: Settings) -> ModelFolder:
     """The model's folder by its path or its name; raises NotFound, WorkerError."""
-    from workers.folder import find_model
+    from workers.folders.folder import find_model
 
     return find_model(model, settings.models_dir)
 
@@ -71,7 +71,7 @@ def list_models(as_json: JsonOption = False) -> None:
 
     Example: penstock models list
     """
-    from workers import folder
+    from workers.folders import folder
 
     rows = [_row(each) for each in folder.list_models(Settings.from_env().models_dir)]
     if as_json:
@@ -95,7 +95,7 @@ def prepare(folder: DirArgument, graph: GraphOption = None) -> None:
 
     Done by itself on first use. Example: penstock models prepare models/llama
     """
-    from workers import prepare
+    from workers.folders import prepare
 
     settings = Settings.from_env()
     say(str(prepare.prepare(_chosen(folder, graph, settings).path, settings.cache_dir)))
@@ -103,7 +103,7 @@ def prepare(folder: DirArgument, graph: GraphOption = None) -> None:
 
 def _chosen(folder: str, graph: str | None, settings: Settings) -> ModelFolder:
     """The folder, its graph chosen and remembered where a name for it was given."""
-    from workers import exports
+    from workers.folders import exports
 
     if graph is not None:
         places = (settings.models_dir / folder, Path(folder))
@@ -169,7 +169,7 @@ def import_model(
 
     Example: penstock models import downloads/Llama --precision int4 -o models/llama
     """
-    from workers.importing import Import, import_model
+    from workers.building.importing import Import, import_model
 
     settings = Settings.from_env()
     asked = Import(source, precision, device, output, tuple(extra or ()), force, builder_python)

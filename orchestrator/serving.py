@@ -26,8 +26,8 @@ from orchestrator.terminal import talk
 
 if TYPE_CHECKING:
     from orchestrator.api.server import ApiServer
-    from workers.folder import ModelFolder
-    from workers.wording import Wording
+    from workers.folders.folder import ModelFolder
+    from workers.loading.wording import Wording
 
 LOOPBACK, PORT = "127.0.0.1", 8000
 
@@ -129,7 +129,7 @@ class Door:
     @classmethod
     def open(cls, settings: Settings, models: Sequence[str] = ()) -> Self:
         """With the whole folders of `models_dir`, `tiny`, and the models named. Raises NotFound."""
-        from workers.folder import ModelFolder, find_model, list_models
+        from workers.folders.folder import ModelFolder, find_model, list_models
 
         found = [each for each in list_models(settings.models_dir) if isinstance(each, ModelFolder)]
         found += [find_model(each, settings.models_dir) for each in models]
@@ -150,7 +150,7 @@ class Door:
             check_plan(plan, self._wording(folder), context=context)
 
     def _wording(self, folder: ModelFolder) -> Wording:
-        from workers.wording import Wording
+        from workers.loading.wording import Wording
 
         with self._lock:
             if folder.name not in self._wordings:

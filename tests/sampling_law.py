@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.errors import RequestError
-from workers.sampler import HostSampler, Sampled, SamplerRow, Sampling
+from workers.drawing.sampler import HostSampler, Sampled, SamplerRow, Sampling
 
 
 def sample(

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from tests.host_room import HostRoom
-from workers.device import Device
-from workers.device_room import DeviceLogits
-from workers.host import open_session
-from workers.runner import Runner
+from workers.running.device import Device
+from workers.running.device_room import DeviceLogits
+from workers.running.host import open_session
+from workers.running.runner import Runner
 
 ROOT = Path(__file__).parents[1]
 

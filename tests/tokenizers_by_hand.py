@@ -6,7 +6,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from workers.tokenizer import Tokenizer
+from workers.words.tokenizer import Tokenizer
 
 CORPUS = [
     "Hello world, hello there. What is 12 + 34? 12 + 34 = 46",

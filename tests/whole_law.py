@@ -1,6 +1,7 @@
-"""The law of a draw (workers/kernels.py) with a sort of the whole row, in plain numpy: a referee.
+"""The law of a draw (workers/drawing/kernels.py) by a sort of the whole row: a referee.
 
-Written from the law's text, and shares no code with what it judges but the seven coefficients.
+In plain numpy, written from the law's text; shares no code with what it judges but the seven
+coefficients.
 """
 
 import math
@@ -8,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.drawing_graph import POWERS
+from workers.drawing.drawing_graph import POWERS
 
 _C = [np.float32(c) for c in POWERS]
 

@@ -1,1 +1,1 @@
-"""Knows completions and devices; up to engine.py nothing of jobs, SQL or Celery."""
+"""Knows completions and devices; its rooms know nothing of jobs, SQL or Celery."""

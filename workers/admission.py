@@ -14,10 +14,10 @@ from orchestrator.db.store import Claimed
 from orchestrator.errors import ParameterError, RequestError
 from orchestrator.spec.params import ChatParams
 from orchestrator.spec.plan import resolve
-from workers.events import Choice, Completion
-from workers.sampler import Sampling
+from workers.drawing.sampler import Sampling
+from workers.engine.events import Choice, Completion
+from workers.loading.wording import Wording
 from workers.shapes import Asked, Form, asked, form
-from workers.wording import Wording
 
 
 def to_completion(claimed: Claimed, wording: Wording) -> Completion:

@@ -1,7 +1,7 @@
 """One engine's metrics, by its model; knows nothing of who reads them."""
 
 from orchestrator import metrics
-from workers.prefilling import Prompted
+from workers.engine.prefilling import Prompted
 
 
 class Counters:

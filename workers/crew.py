@@ -12,8 +12,8 @@ from orchestrator.reconciler import ReconcilerThread
 from orchestrator.settings import Settings
 from workers.engine_thread import EngineThread
 from workers.grading import GradingThread
-from workers.memory import resident_bytes
-from workers.model import LoadedModel
+from workers.loading.model import LoadedModel
+from workers.running.memory import resident_bytes
 
 
 class Crew:

@@ -1,7 +1,7 @@
 """What only the model's files can tell of a plan: ids in range, prompts that fit, grammars made.
 
 Refuses at the door what `admission` would let fail request by request. Needs how the model reads
-and writes (`wording.py`); knows nothing of sessions, devices or SQL.
+and writes (`loading/wording.py`); knows nothing of sessions, devices or SQL.
 """
 
 import json
@@ -13,8 +13,8 @@ from orchestrator.spec import sweep
 from orchestrator.spec.job import at_point
 from orchestrator.spec.params import ChatParams
 from orchestrator.spec.plan import Item, Plan, Point, resolve
+from workers.loading.wording import Wording
 from workers.shapes import asked, form
-from workers.wording import Wording
 
 # Those of them that a sweep may vary.
 _SHAPING = ("function_call", "parallel_tool_calls", "response_format", "tool_choice")

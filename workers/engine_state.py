@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from workers.counters import Counters
-from workers.engine import Engine
+from workers.engine.engine import Engine
 
 _RATE_SECONDS = 10.0
 

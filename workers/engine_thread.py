@@ -17,14 +17,14 @@ from orchestrator.db.database import Database
 from orchestrator.errors import PenstockError, RequestError, WorkerError
 from orchestrator.settings import Settings
 from workers.admission import to_completion
-from workers.blame import Blame
 from workers.counters import Counters
-from workers.device_sampler import sampler_of
-from workers.engine import Completion, Engine, longest_first
+from workers.drawing.device_sampler import sampler_of
+from workers.engine.blame import Blame
+from workers.engine.engine import Completion, Engine, longest_first
 from workers.engine_state import EngineState, Observer
-from workers.memory import resident_bytes
-from workers.model import LoadedModel
+from workers.loading.model import LoadedModel
 from workers.recorder import Recorder
+from workers.running.memory import resident_bytes
 
 log = logging.getLogger("penstock.worker")
 _SEEN_INTERVAL_SECONDS = 5.0

@@ -26,7 +26,7 @@ from orchestrator.queue import ORCHESTRATOR_QUEUE, Queue, model_queue
 from orchestrator.settings import Settings
 from workers.crew import Crew
 from workers.engine_thread import EngineThread
-from workers.model import LoadedModel
+from workers.loading.model import LoadedModel
 
 log = logging.getLogger("penstock.worker")
 _READY_SECONDS = 5.0

@@ -17,9 +17,9 @@ from orchestrator import metrics
 from orchestrator.db import store
 from orchestrator.db.database import Database
 from orchestrator.errors import RequestError, WorkerError
-from workers.events import Broken, Event, Failed, Finished, Started, Tokens
-from workers.text import CallDelta
-from workers.tokenizer import LogprobEntry
+from workers.engine.events import Broken, Event, Failed, Finished, Started, Tokens
+from workers.words.text import CallDelta
+from workers.words.tokenizer import LogprobEntry
 
 log = logging.getLogger("penstock.recorder")
 _RETRY_SECONDS = 0.2

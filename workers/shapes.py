@@ -12,9 +12,9 @@ from typing import Any
 from orchestrator.errors import ParameterError
 from orchestrator.spec.params import ChatParams
 from orchestrator.spec.refusals import Rank, Refusal
-from workers.calls import CallFormat
-from workers.constraint import Function, Grammar, GrammarError, Shape
-from workers.wording import Wording
+from workers.grammars.constraint import Function, Grammar, GrammarError, Shape
+from workers.loading.wording import Wording
+from workers.words.calls import CallFormat
 
 FREE = Shape()
 _PLACE = re.compile(r"tools\[(\d+)\]")

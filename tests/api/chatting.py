@@ -24,12 +24,12 @@ from orchestrator.queue import Queue
 from orchestrator.settings import Settings
 from orchestrator.spec.plan import Plan
 from tests.orchestrator.db.builders import rows
-from workers.chat import eos_token_ids
 from workers.door import check_plan
-from workers.folder import TINY, find_model
+from workers.folders.folder import TINY, find_model
+from workers.loading.wording import Wording
 from workers.process import LoadedModel, LocalWorker, local_worker
-from workers.tokenizer import Tokenizer
-from workers.wording import Wording
+from workers.words.chat import eos_token_ids
+from workers.words.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 CONTEXT = 1024

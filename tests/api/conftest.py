@@ -19,8 +19,8 @@ from orchestrator.db.keys import create_key
 from orchestrator.queue import Queue
 from orchestrator.serving import Door
 from orchestrator.settings import Settings
-from workers.folder import find_model
-from workers.model import LoadedModel
+from workers.folders.folder import find_model
+from workers.loading.model import LoadedModel
 from workers.process import local_worker
 
 SECONDS = 60.0

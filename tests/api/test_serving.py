@@ -23,7 +23,7 @@ from orchestrator.spec.job import parse_job
 from orchestrator.spec.plan import Plan, plan
 from tests.api.conftest import Api
 from tests.end_to_end.shell import Shell
-from workers.folder import TINY
+from workers.folders.folder import TINY
 
 LINE = re.compile(r"api: (http://\S+) \((.+)\)")
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}

@@ -10,7 +10,7 @@ from orchestrator.db.tables import ChoiceRow, ChunkRow, JobRow, RequestRow
 from tests.api.conftest import Api
 from tests.dashboard.conftest import NewPage
 from tests.dashboard.jobs import CANARY, HARM, STORY, SWEEP, UNSEEN, as_yaml, ended, submitted
-from workers.model import LoadedModel
+from workers.loading.model import LoadedModel
 from workers.process import local_worker
 
 

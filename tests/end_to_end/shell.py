@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers.chat import eos_token_ids
-from workers.folder import TINY
-from workers.tokenizer import Tokenizer
+from workers.folders.folder import TINY
+from workers.words.chat import eos_token_ids
+from workers.words.tokenizer import Tokenizer
 
 CHECKOUT = Path(__file__).parents[2]
 JOB = """

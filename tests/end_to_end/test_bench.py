@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.errors import SpecError
 from tests.end_to_end.shell import Shell
-from workers.costs import step_costs
-from workers.folder import TINY, ModelFolder
+from workers.folders.folder import TINY, ModelFolder
+from workers.measuring.costs import step_costs
 
 QUICK = ("bench", "tiny", "--quick", "--seconds", "1")
 

@@ -18,7 +18,7 @@ import typer.main
 
 from orchestrator.cli import app
 from tests.end_to_end.shell import JOB, Ended, Shell, long_job
-from workers.folder import TINY
+from workers.folders.folder import TINY
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.spec.params import NAMES
 from tests.end_to_end.inside import penstock
-from workers.tokenizer import Tokenizer
+from workers.words.tokenizer import Tokenizer
 
 TINY = Path(__file__).parents[2] / "workers" / "models" / "tiny"
 STORY = "Tell me a story about a fox."

@@ -26,9 +26,9 @@ from orchestrator.settings import Settings
 from orchestrator.spec.job import parse_job
 from orchestrator.spec.plan import plan
 from tests.redis_server import RedisServer
-from workers.chat import eos_token_ids
-from workers.folder import TINY
-from workers.tokenizer import Tokenizer
+from workers.folders.folder import TINY
+from workers.words.chat import eos_token_ids
+from workers.words.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 ENDLESS = ", ".join(f"'{token}': -100" for token in sorted(eos_token_ids(TINY, Tokenizer(TINY))))

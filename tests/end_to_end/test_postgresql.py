@@ -17,9 +17,9 @@ from orchestrator.db.database import Database
 from tests.end_to_end.inside import penstock
 from tests.end_to_end.test_cli import Shell
 from tests.orchestrator.db.builders import rows
-from workers.chat import eos_token_ids
-from workers.folder import TINY
-from workers.tokenizer import Tokenizer
+from workers.folders.folder import TINY
+from workers.words.chat import eos_token_ids
+from workers.words.tokenizer import Tokenizer
 
 # The texts never end by themselves: 20 completions of 120 tokens, two at a time.
 JOB = """

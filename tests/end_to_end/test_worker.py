@@ -23,12 +23,12 @@ from orchestrator.settings import Settings
 from orchestrator.spec.job import parse_job
 from orchestrator.spec.plan import plan
 from tests.orchestrator.db.builders import rows
-from workers.chat import eos_token_ids
 from workers.crew import Crew
-from workers.folder import TINY, find_model
+from workers.folders.folder import TINY, find_model
 from workers.process import LoadedModel, LocalWorker, local_worker
 from workers.recorder import Recorder
-from workers.tokenizer import Tokenizer
+from workers.words.chat import eos_token_ids
+from workers.words.tokenizer import Tokenizer
 
 # Half of the points never end by themselves; stop strings, half emoji and two choices each.
 JOB = """

@@ -28,8 +28,9 @@ from sqlalchemy.engine.default import DefaultDialect
 from orchestrator.db import flushes, store
 from orchestrator.queue import Queue
 from orchestrator.reconciler import ReconcilerThread
-from workers import engine as engines
-from workers import events, recorder
+from workers import recorder
+from workers.engine import engine as engines
+from workers.engine import events
 
 WORKER_POINTS = tuple(
     f"{step}.{when}"

@@ -36,7 +36,7 @@ TOP_LOGPROBS = 20
 LOGIT_STEPS = (0, 1, 2, 5, 9, 14, 19, 23)  # enough, and a third of the bytes
 LEAST_MARGIN = 0.02  # between the two best logits: 20 times the comparison's tolerance
 TRIES = 200
-BUILDER = Path(__file__).parents[2] / "workers" / "builder.py"
+BUILDER = Path(__file__).parents[2] / "workers" / "building" / "builder.py"
 PACKAGES = ("torch", "transformers", "onnxruntime-genai", "onnx", "tokenizers", "numpy")
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

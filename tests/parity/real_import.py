@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workers.runner import Runner
+from workers.running.runner import Runner
 
 HERE = Path(__file__).parent
 PYTHON = HERE.parents[1] / ".venv-parity/bin/python"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import RequestError
-from workers.chat import ChatTemplate
+from workers.words.chat import ChatTemplate
 
 HERE = Path(__file__).parent
 EXPECTED = Path(os.environ.get("PARITY_TEMPLATES") or HERE / "expected.json")

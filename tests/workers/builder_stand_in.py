@@ -42,7 +42,7 @@ shutil.copytree(source / "built", output, dirs_exist_ok=True)
 print(f"Saving ONNX model in {output}")
 print("Saving weight:  10%|#   | 1/10 [00:00<00:00,  1.0it/s]")
 """
-# Whatever workers/builder.py repairs is here to be repaired.
+# Whatever workers/building/builder.py repairs is here to be repaired.
 _BUILDERS = """
 class Anything(type):
     def __getattr__(cls, name):

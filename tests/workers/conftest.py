@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.tokenizers_by_hand import KINDS
-from workers.tokenizer import Tokenizer
+from workers.words.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

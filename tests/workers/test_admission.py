@@ -13,13 +13,13 @@ from orchestrator.db.store import Claimed, ClaimedChoice
 from orchestrator.errors import RequestError
 from orchestrator.spec.params import parse_params
 from workers.admission import prompt_seed, to_completion
-from workers.chat import ChatTemplate
-from workers.constraint import Shape
-from workers.engine import Choice, Completion
-from workers.folder import TINY
-from workers.sampler import Sampling, uniform
+from workers.drawing.sampler import Sampling, uniform
+from workers.engine.engine import Choice, Completion
+from workers.folders.folder import TINY
+from workers.grammars.constraint import Shape
+from workers.loading.wording import Wording
 from workers.shapes import Asked, asked
-from workers.wording import Wording
+from workers.words.chat import ChatTemplate
 
 WORDING = Wording.load(TINY)
 TOKENIZER = WORDING.tokenizer

@@ -5,13 +5,21 @@ from dataclasses import replace
 import pytest
 
 from tests.fake_runner import FakeRunner
-from workers import bench
-from workers.bench import ARITHMETIC, BANDWIDTH, Floor, Spread, Work, bench_decode, bench_prefill
-from workers.ceilings import Ceilings
-from workers.costs import Costs
-from workers.engine import Engine
-from workers.folder import TINY
-from workers.tokenizer import Tokenizer
+from workers.engine.engine import Engine
+from workers.folders.folder import TINY
+from workers.measuring import bench
+from workers.measuring.bench import (
+    ARITHMETIC,
+    BANDWIDTH,
+    Floor,
+    Spread,
+    Work,
+    bench_decode,
+    bench_prefill,
+)
+from workers.measuring.ceilings import Ceilings
+from workers.measuring.costs import Costs
+from workers.words.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(TINY)
 WORK = Work(rows=(1, 3, 8), prompts=(2, 40, 127), seconds=0.2, held=20)

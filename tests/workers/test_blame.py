@@ -11,12 +11,12 @@ import pytest
 
 from orchestrator.errors import WorkerError
 from tests.fake_runner import FakeRunner
-from workers.blame import MOST_IN_A_ROW, QUIET_SECONDS, Blame
-from workers.engine import Engine
-from workers.events import Broken, Choice, Completion, Event, Failed, Finished, Tokens
-from workers.folder import TINY
-from workers.sampler import Sampling
-from workers.tokenizer import Tokenizer
+from workers.drawing.sampler import Sampling
+from workers.engine.blame import MOST_IN_A_ROW, QUIET_SECONDS, Blame
+from workers.engine.engine import Engine
+from workers.engine.events import Broken, Choice, Completion, Event, Failed, Finished, Tokens
+from workers.folders.folder import TINY
+from workers.words.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(TINY)
 EOS = frozenset({2})

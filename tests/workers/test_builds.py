@@ -17,9 +17,9 @@ import pytest
 
 from tests.workers.test_parity import MODELS
 from tests.workers.test_row_quantized import row_quantized
-from workers.folder import ModelFolder
-from workers.graph_edit import LAST, LENGTHS, TOTAL, edit
-from workers.runner import Runner
+from workers.folders.folder import ModelFolder
+from workers.folders.graph_edit import LAST, LENGTHS, TOTAL, edit
+from workers.running.runner import Runner
 
 QUANTIZED = [
     f"{name}-{kind}" for name in ("llama3", "qwen3", "gemma2") for kind in ("int4", "int8")

@@ -10,8 +10,10 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
-from workers import calibration
-from workers.calibration import (
+from workers.folders.folder import TINY, ModelFolder
+from workers.folders.prepare import prepare
+from workers.measuring import calibration
+from workers.measuring.calibration import (
     DEFAULT_CHUNK,
     DEFAULT_SLOTS,
     Calibration,
@@ -19,9 +21,7 @@ from workers.calibration import (
     enough,
     is_better,
 )
-from workers.folder import TINY, ModelFolder
-from workers.machine import Machine, this_machine
-from workers.prepare import prepare
+from workers.running.machine import Machine, this_machine
 
 FOLDER = ModelFolder.load(TINY)
 

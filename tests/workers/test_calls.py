@@ -12,10 +12,10 @@ import pytest
 from orchestrator.errors import WorkerError
 from tests.tokenizers_by_hand import with_markers
 from tests.workers.walks import allowed, one_by_one, random_tokens
-from workers.calls import SYNTAXES, CallFormat, CallStream
-from workers.constraint import Function, Grammars, Shape
-from workers.text import Call, CallDelta, Emitted
-from workers.tokenizer import Tokenizer, logprob_entry
+from workers.grammars.constraint import Function, Grammars, Shape
+from workers.words.calls import SYNTAXES, CallFormat, CallStream
+from workers.words.text import Call, CallDelta, Emitted
+from workers.words.tokenizer import Tokenizer, logprob_entry
 
 SEED = 20_261_123
 HOW = ("special", "plain", "pieces")

@@ -6,8 +6,8 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
-from workers import ceilings
-from workers.machine import this_machine
+from workers.measuring import ceilings
+from workers.running.machine import this_machine
 
 
 def opened(graph: bytes, threads: int, spinning: bool) -> Any:

@@ -10,10 +10,10 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from orchestrator.errors import RequestError, WorkerError
-from workers import chat
-from workers.chat import ChatTemplate, eos_token_ids
-from workers.sandbox import Limits
-from workers.tokenizer import Tokenizer
+from workers.words import chat
+from workers.words.chat import ChatTemplate, eos_token_ids
+from workers.words.sandbox import Limits
+from workers.words.tokenizer import Tokenizer
 
 CHATML = """\
 {% for message in messages %}
@@ -409,7 +409,7 @@ def test_every_file_adds_its_eos(tmp_path: Path, tokenizer: Tokenizer) -> None:
 
 
 def test_the_embedded_model_serves_chat() -> None:
-    folder = Path(chat.__file__).parent / "models" / "tiny"
+    folder = Path(chat.__file__).parents[1] / "models" / "tiny"
     tokenizer, template = Tokenizer(folder), ChatTemplate.load(folder)
     end = tokenizer.token_id("<|im_end|>")
     assert end in eos_token_ids(folder, tokenizer)

@@ -29,15 +29,15 @@ from tests.workers.test_engine_thread import at_work, nothing, wait
 from workers import engine_thread
 from workers.admission import to_completion
 from workers.door import check_plan
-from workers.engine import Choice, Completion, Engine, Finished, Started, Tokens
-from workers.folder import TINY, ModelFolder
-from workers.model import LoadedModel
+from workers.drawing.sampler import Sampling
+from workers.engine.engine import Choice, Completion, Engine, Finished, Started, Tokens
+from workers.engine.seats import Admitted
+from workers.engine.waiting import Waiting
+from workers.folders.folder import TINY, ModelFolder
+from workers.loading.model import LoadedModel
+from workers.loading.wording import Wording
 from workers.recorder import Recorder
-from workers.sampler import Sampling
-from workers.seats import Admitted
-from workers.tokenizer import Tokenizer
-from workers.waiting import Waiting
-from workers.wording import Wording
+from workers.words.tokenizer import Tokenizer
 
 # Whatever happens within a minute happens neither for a flush of all nor for a look at the clock.
 PATIENT = Settings(threads=1, flush_seconds=60, poll_seconds=60, lease_seconds=600)

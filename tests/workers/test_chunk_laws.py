@@ -24,10 +24,10 @@ from orchestrator.spec.job import parse_job
 from orchestrator.spec.plan import plan
 from tests.fake_runner import FakeRunner
 from workers.admission import to_completion
-from workers.engine import Engine
-from workers.folder import TINY
+from workers.engine.engine import Engine
+from workers.folders.folder import TINY
+from workers.loading.wording import Wording
 from workers.recorder import Recorder
-from workers.wording import Wording
 
 WORDING = Wording.load(TINY)
 BEGINS_CALL = {str(token): 7 for token in WORDING.tokenizer.encode("<tool_call>")}

@@ -13,10 +13,10 @@ from jsonschema.validators import validator_for
 
 from orchestrator.errors import RequestError
 from tests.workers.walks import Walk, allowed, closers, walk
-from workers.calls import SYNTAXES, CallFormat
-from workers.constraint import Function, GrammarError, Grammars, Shape
-from workers.text import Call
-from workers.tokenizer import Tokenizer
+from workers.grammars.constraint import Function, GrammarError, Grammars, Shape
+from workers.words.calls import SYNTAXES, CallFormat
+from workers.words.text import Call
+from workers.words.tokenizer import Tokenizer
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 TINY = Path(__file__).parents[2] / "workers" / "models" / "tiny"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import RequestError
-from workers.conversation import to_messages, to_tools
+from workers.words.conversation import to_messages, to_tools
 
 USER = {"role": "user", "content": "Hi"}
 CALL = {"name": "f", "arguments": '{"x": [1, "é"]}'}

@@ -9,10 +9,10 @@ import onnxruntime as ort
 import pytest
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
-from workers.costs import step_costs, tensor_bytes
-from workers.excerpt import HIDDEN, first_layers
-from workers.folder import TINY, ModelFolder
-from workers.prepare import prepare
+from workers.folders.folder import TINY, ModelFolder
+from workers.folders.prepare import prepare
+from workers.measuring.costs import step_costs, tensor_bytes
+from workers.measuring.excerpt import HIDDEN, first_layers
 
 VOCAB, WIDTH, BLOCK = 50, 32, 16
 

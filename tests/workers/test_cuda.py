@@ -17,10 +17,10 @@ import onnxruntime as ort
 import pytest
 
 from orchestrator.errors import WorkerError
-from workers import device as devices
-from workers.cuda import Cuda, check_driver, check_libraries
-from workers.folder import TINY
-from workers.runner import Runner
+from workers.folders.folder import TINY
+from workers.running import device as devices
+from workers.running.cuda import Cuda, check_driver, check_libraries
+from workers.running.runner import Runner
 
 GPUS = 2
 has_gpu = sys.platform == "linux" and "cuda" in str(ort.get_ep_devices()).lower()
@@ -291,7 +291,7 @@ def test_a_worker_without_a_gpu_says_so_in_one_line() -> None:
     program = (
         "from pathlib import Path\n"
         "from orchestrator.errors import WorkerError\n"
-        "from workers.runner import Runner\n"
+        "from workers.running.runner import Runner\n"
         "try:\n"
         f"    Runner(Path({str(TINY)!r}), slots=1, max_length=32, device='cuda:0')\n"
         "except WorkerError as error:\n"

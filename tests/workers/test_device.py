@@ -14,19 +14,19 @@ import pytest
 
 from orchestrator.errors import WorkerError
 from tests.host_room import HostRoom
-from workers import device as devices
-from workers.device import Device, parse
-from workers.device_feeds import DeviceFeeds
-from workers.device_kv import DeviceMemory
-from workers.device_room import DeviceLogits
-from workers.device_sampler import DeviceSampler, sampler_of
-from workers.engine import Choice, Completion, Engine, Tokens
-from workers.folder import TINY
-from workers.host import open_session
-from workers.prepare import LAST, LENGTHS, POSITIONS, TOTAL
-from workers.runner import Runner
-from workers.sampler import HostSampler, Sampling
-from workers.wording import Wording
+from workers.drawing.device_sampler import DeviceSampler, sampler_of
+from workers.drawing.sampler import HostSampler, Sampling
+from workers.engine.engine import Choice, Completion, Engine, Tokens
+from workers.folders.folder import TINY
+from workers.folders.prepare import LAST, LENGTHS, POSITIONS, TOTAL
+from workers.loading.wording import Wording
+from workers.running import device as devices
+from workers.running.device import Device, parse
+from workers.running.device_feeds import DeviceFeeds
+from workers.running.device_kv import DeviceMemory
+from workers.running.device_room import DeviceLogits
+from workers.running.host import open_session
+from workers.running.runner import Runner
 
 SEED = 20260902
 SLOTS, LENGTH = 6, 128

@@ -15,10 +15,10 @@ from onnx import TensorProto
 from orchestrator.errors import RequestError, WorkerError
 from tests.host_room import HostRoom, open_session
 from tests.sampling_law import bits
-from workers.device_room import DeviceLogits, as_float32
-from workers.device_sampler import DeviceSampler
-from workers.sampler import HostSampler, Sampled, SamplerRow, Sampling
-from workers.sampler_graph import Variant, build
+from workers.drawing.device_sampler import DeviceSampler
+from workers.drawing.sampler import HostSampler, Sampled, SamplerRow, Sampling
+from workers.drawing.sampler_graph import Variant, build
+from workers.running.device_room import DeviceLogits, as_float32
 
 SEED = 20260903
 VOCAB, WIDTH = 290, 320

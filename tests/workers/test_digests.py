@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from workers import digests
-from workers.digests import LARGE_BYTES, Digests
-from workers.folder import TINY, ModelFolder, file_digest
+from workers.folders import digests
+from workers.folders.digests import LARGE_BYTES, Digests
+from workers.folders.folder import TINY, ModelFolder, file_digest
 
 
 @pytest.fixture

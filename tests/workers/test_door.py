@@ -10,8 +10,8 @@ from orchestrator.errors import ParameterError, SpecError
 from orchestrator.spec.job import parse_job
 from orchestrator.spec.plan import Plan, plan
 from workers.door import check_plan
-from workers.folder import TINY
-from workers.wording import Wording
+from workers.folders.folder import TINY
+from workers.loading.wording import Wording
 
 JOB = """
 name: door

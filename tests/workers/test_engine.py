@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import RequestError
 from tests.fake_runner import FakeRunner
-from workers.engine import Choice, Completion, Engine, Event, Failed, Finished, Started, Tokens
-from workers.sampler import Sampling
-from workers.tokenizer import Tokenizer
+from workers.drawing.sampler import Sampling
+from workers.engine.engine import (
+    Choice,
+    Completion,
+    Engine,
+    Event,
+    Failed,
+    Finished,
+    Started,
+    Tokens,
+)
+from workers.words.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(Path(__file__).parents[1] / "parity/models/llama")
 EOS = frozenset({7, 8, 9, 10})

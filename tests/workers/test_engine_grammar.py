@@ -12,12 +12,21 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import RequestError
 from tests.fake_runner import FakeRunner
-from workers.constraint import Function, Shape
-from workers.engine import Choice, Completion, Engine, Event, Failed, Finished, Started, Tokens
-from workers.folder import TINY
-from workers.sampler import Sampling
-from workers.text import Call
-from workers.wording import Wording
+from workers.drawing.sampler import Sampling
+from workers.engine.engine import (
+    Choice,
+    Completion,
+    Engine,
+    Event,
+    Failed,
+    Finished,
+    Started,
+    Tokens,
+)
+from workers.folders.folder import TINY
+from workers.grammars.constraint import Function, Shape
+from workers.loading.wording import Wording
+from workers.words.text import Call
 
 WORDING = Wording.load(TINY)
 TOKENIZER, EOS = WORDING.tokenizer, WORDING.eos

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.fake_runner import FakeRunner
 from tests.workers.test_engine import EOS, Transcript
 from tests.workers.timed_runner import Clock, Costs, TimedRunner
-from workers.engine import Choice, Completion, Engine
-from workers.pace import LEAST
-from workers.sampler import Sampling
-from workers.tokenizer import Tokenizer
+from workers.drawing.sampler import Sampling
+from workers.engine.engine import Choice, Completion, Engine
+from workers.engine.pace import LEAST
+from workers.words.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(Path(__file__).parents[1] / "parity/models/llama")
 LENGTH = 320

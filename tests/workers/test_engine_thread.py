@@ -22,11 +22,11 @@ from orchestrator.settings import Settings
 from orchestrator.spec.job import parse_job
 from orchestrator.spec.plan import plan
 from tests.fake_runner import FakeRunner
+from workers.engine.prefixes import BLOCK
 from workers.engine_thread import EngineThread
-from workers.folder import TINY, ModelFolder
-from workers.model import LoadedModel
-from workers.prefixes import BLOCK
-from workers.tokenizer import Tokenizer
+from workers.folders.folder import TINY, ModelFolder
+from workers.loading.model import LoadedModel
+from workers.words.tokenizer import Tokenizer
 
 SETTINGS = Settings(threads=1, flush_seconds=0.01, poll_seconds=0.02, lease_seconds=30)
 JOB = """

@@ -9,9 +9,9 @@ import pytest
 
 from orchestrator.errors import WorkerError
 from tests.workers.builder_stand_in import wheel
-from workers import environment
-from workers.environment import builder_python
-from workers.program import Failed, run
+from workers.building import environment
+from workers.building.environment import builder_python
+from workers.building.program import Failed, run
 
 CHECKOUT = Path(__file__).parents[2]
 

@@ -11,12 +11,12 @@ import pytest
 
 from orchestrator.errors import NotFound, WorkerError
 from tests.parity import optimum
-from workers.chat import eos_token_ids
-from workers.exports import choose, graphs
-from workers.folder import TINY, BrokenFolder, ModelFolder, find_model, list_models
-from workers.prepare import prepare
-from workers.runner import Runner
-from workers.tokenizer import Tokenizer
+from workers.folders.exports import choose, graphs
+from workers.folders.folder import TINY, BrokenFolder, ModelFolder, find_model, list_models
+from workers.folders.prepare import prepare
+from workers.running.runner import Runner
+from workers.words.chat import eos_token_ids
+from workers.words.tokenizer import Tokenizer
 
 LLAMA = Path(__file__).parents[1] / "parity/models/llama"
 PROMPTS = ([5, 6, 7, 8, 9], [201, 17], [40] * 23, [3, 1, 4, 1, 5, 9, 2, 6])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from workers.features import Features, wording_facts
-from workers.folder import TINY, ModelFolder
-from workers.prepare import prepare
-from workers.wording import Wording
+from workers.folders.folder import TINY, ModelFolder
+from workers.folders.prepare import prepare
+from workers.loading.features import Features, wording_facts
+from workers.loading.wording import Wording
 
 MODELS = Path(__file__).parents[1] / "parity/models"
 

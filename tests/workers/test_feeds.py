@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.feeds import SPARE, even_width
+from workers.running.feeds import SPARE, even_width
 
 KIB = 1024
 

@@ -16,9 +16,9 @@ from orchestrator.settings import Settings
 from orchestrator.spec.job import parse_job
 from orchestrator.spec.plan import plan
 from workers.engine_thread import EngineThread
-from workers.folder import TINY, ModelFolder
-from workers.memory import resident_bytes
-from workers.model import LoadedModel
+from workers.folders.folder import TINY, ModelFolder
+from workers.loading.model import LoadedModel
+from workers.running.memory import resident_bytes
 
 REQUESTS = 20_000
 JOB = """

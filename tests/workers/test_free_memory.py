@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.memory import free_bytes, resident_bytes, total_bytes
+from workers.running.memory import free_bytes, resident_bytes, total_bytes
 
 MIB = 2**20
 Tree = Callable[[dict[str, str]], Path]

@@ -16,11 +16,11 @@ import pytest
 
 from orchestrator.errors import Conflict, NotFound, PenstockError, SpecError, WorkerError
 from tests.workers.builder_stand_in import environment, source, write
-from workers import importing
-from workers.folder import ModelFolder, list_models
-from workers.importing import RECORD, Import, import_model
-from workers.prepare import prepare
-from workers.runner import Runner
+from workers.building import importing
+from workers.building.importing import RECORD, Import, import_model
+from workers.folders.folder import ModelFolder, list_models
+from workers.folders.prepare import prepare
+from workers.running.runner import Runner
 
 CHECKOUT = Path(__file__).parents[2]
 

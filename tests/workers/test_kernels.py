@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from tests import whole_law
 from tests.sampling_law import KINDS, along, bits, row_of_kind, sampled, tokens_of
-from workers import kernels
-from workers.philox import uniform
-from workers.sampler import HostSampler, Sampled, SamplerRow, Sampling
+from workers.drawing import kernels
+from workers.drawing.philox import uniform
+from workers.drawing.sampler import HostSampler, Sampled, SamplerRow, Sampling
 
 REAL_VOCABULARY = 151_936
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ def test_numbers_on_the_edge_of_two_tokens(
     for place in (0, 1, 2, 5, 40, 200, 900, 2_500, 9_000):
         for by in (-1e-7, -1e-15, 0.0, 1e-15, 1e-7):
             u = min(float(mass[place] / mass[-1] * (1 + by)), 1 - 2**-53)
-            monkeypatch.setattr("workers.sampler.uniform", lambda *_, u=u: u)
+            monkeypatch.setattr("workers.drawing.sampler.uniform", lambda *_, u=u: u)
             drawn = tokens_of(x, [SamplerRow(Sampling(top_p=top_p))])
             assert drawn == [found(order, mass, top_p, u)], (place, by)
 
@@ -102,7 +102,7 @@ def test_numbers_on_the_edge_of_two_tokens(
 def test_the_ends_of_the_random_range(
     monkeypatch: pytest.MonkeyPatch, u: float, top_p: float
 ) -> None:
-    monkeypatch.setattr("workers.sampler.uniform", lambda *_: u)
+    monkeypatch.setattr("workers.drawing.sampler.uniform", lambda *_: u)
     rng = np.random.default_rng(3)
     for size in range(4_090, 4_100):
         for kind in KINDS:
@@ -196,7 +196,7 @@ WORK = """
 import json, sys
 import numpy as np
 from tests.sampling_law import KINDS, along, row_of_kind, sample, tokens_of
-from workers.sampler import SamplerRow, Sampling
+from workers.drawing.sampler import SamplerRow, Sampling
 rng = np.random.default_rng(9)
 out = []
 for kind in KINDS:
@@ -257,7 +257,10 @@ def test_without_a_place_to_keep_what_is_compiled_it_works_all_the_same() -> Non
 
 def test_what_another_version_has_compiled_is_not_used(tmp_path: Path) -> None:
     """Nor does it matter that what is compiled then cannot be kept: the disk is full."""
-    say = "import json; from workers import kernels as k; print(json.dumps(k.compiled_version()))"
+    say = (
+        "import json; from workers.drawing import kernels as k; "
+        "print(json.dumps(k.compiled_version()))"
+    )
     old = say.replace("print", "k.VERSION = -1; print")
     new = FULL_DISK + say.replace("print", "k.warm_up(); assert tried; print")
     kept = {"NUMBA_CACHE_DIR": str(tmp_path)}

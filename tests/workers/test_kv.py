@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from orchestrator.errors import WorkerError
-from workers.kv import ELEMENTS, Block, HostMemory
-from workers.memory import resident_bytes
+from workers.running.kv import ELEMENTS, Block, HostMemory
+from workers.running.memory import resident_bytes
 
 KINDS = {"past.k": "tensor(float)", "past.v": "tensor(float)"}
 PRESENT = {"past.k": "present.k", "past.v": "present.v"}

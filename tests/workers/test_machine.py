@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from workers import machine
-from workers.machine import Others, allowed_cores, default_threads, this_machine
+from workers.running import machine
+from workers.running.machine import Others, allowed_cores, default_threads, this_machine
 
 AFFINITY = 8
 

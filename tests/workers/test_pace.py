@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.workers.timed_runner import Clock
-from workers.pace import IDLE_SECONDS, LARGEST, LEAST, Pace, chunk
+from workers.engine.pace import IDLE_SECONDS, LARGEST, LEAST, Pace, chunk
 
 
 @example(17, 16)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from workers.kv import HostMemory
-from workers.memory import resident_bytes
-from workers.pages import PAGE, use_large_pages
+from workers.running.kv import HostMemory
+from workers.running.memory import resident_bytes
+from workers.running.pages import PAGE, use_large_pages
 
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 SMAPS = Path("/proc/self/smaps")

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from workers.runner import Runner
-from workers.sampler import HostSampler, Sampled, SamplerRow, Sampling
-from workers.wording import Wording
+from workers.drawing.sampler import HostSampler, Sampled, SamplerRow, Sampling
+from workers.loading.wording import Wording
+from workers.running.runner import Runner
 
 MODELS = Path(os.environ.get("PARITY_MODELS") or Path(__file__).parents[1] / "parity" / "models")
 SLOTS = 8

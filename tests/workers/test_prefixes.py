@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.prefixes import BLOCK, Piece, Prefixes, Read, key_of
-from workers.protocols import Logits
+from workers.engine.prefixes import BLOCK, Piece, Prefixes, Read, key_of
+from workers.engine.protocols import Logits
 
 Tokens = tuple[int, ...]
 

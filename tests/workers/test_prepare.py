@@ -10,9 +10,9 @@ import onnx
 import pytest
 
 from orchestrator.errors import NotFound, WorkerError
-from workers.folder import ModelFolder, find_model
-from workers.prepare import prepare
-from workers.runner import Runner
+from workers.folders.folder import ModelFolder, find_model
+from workers.folders.prepare import prepare
+from workers.running.runner import Runner
 
 LLAMA = Path(__file__).parents[1] / "parity/models/llama"
 
@@ -52,7 +52,7 @@ def test_a_changed_original_is_prepared_anew(folder: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_prepared_in_the_cache(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import workers.prepare as module
+    import workers.folders.prepare as module
 
     write, cache = module.write_whole, tmp_path / "cache"
 

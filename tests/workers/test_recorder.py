@@ -17,9 +17,9 @@ from orchestrator.db.store import Claimed
 from orchestrator.errors import RequestError, WorkerError
 from tests.orchestrator.db.builders import claim_some, everything, rows, small_plan
 from workers import recorder as module
-from workers.engine import Failed, Finished, Started, Tokens
+from workers.engine.engine import Failed, Finished, Started, Tokens
 from workers.recorder import Recorder
-from workers.text import CallDelta
+from workers.words.text import CallDelta
 
 CHUNKS = (
     "SELECT choice, token_start, n_tokens, text FROM chunks ORDER BY request_id, choice, "

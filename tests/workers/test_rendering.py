@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import WorkerError
-from workers import rendering
-from workers.memory import resident_bytes
-from workers.rendering import Renderer, RenderError
-from workers.sandbox import Limits
+from workers.running.memory import resident_bytes
+from workers.words import rendering
+from workers.words.rendering import Renderer, RenderError
+from workers.words.sandbox import Limits
 
 NOON = datetime(2024, 8, 6, 12, tzinfo=UTC)
 MIB = 2**20
@@ -195,8 +195,8 @@ PARENT = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from datetime import UTC, datetime
-from workers.rendering import Renderer
-from workers.sandbox import Limits
+from workers.words.rendering import Renderer
+from workers.words.sandbox import Limits
 renderer = Renderer([sys.argv[1]], Limits(seconds=2))
 print(renderer._child._process.pid, flush=True)
 print(renderer.render(0, {{"text": "rendered"}}, datetime.now(UTC)), flush=True)
@@ -248,7 +248,7 @@ def test_it_starts_from_any_folder_and_from_an_isolated_interpreter(tmp_path: Pa
 
 BROKEN = """
 import os, socket, time
-from workers import sandbox
+from workers.words import sandbox
 connection = socket.socket(fileno=0)
 sandbox.receive(connection, 2**20)
 sandbox.send(connection, sandbox.DONE)

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.workers.test_engine import Transcript
-from workers.engine import Choice, Completion, Engine
-from workers.folder import TINY
-from workers.runner import Runner
-from workers.sampler import Sampling
-from workers.tokenizer import Tokenizer
+from workers.drawing.sampler import Sampling
+from workers.engine.engine import Choice, Completion, Engine
+from workers.folders.folder import TINY
+from workers.running.runner import Runner
+from workers.words.tokenizer import Tokenizer
 
 MODELS = Path(__file__).parents[1] / "parity" / "models"
 FAMILIES = ("tiny", "llama3", "gemma2", "mistral", "qwen3-int4")

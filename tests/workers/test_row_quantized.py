@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from orchestrator.errors import WorkerError
 from tests.workers.test_parity import MODELS
-from workers import host
-from workers.row_quantized import DATA, LEAST, probe, quantize
-from workers.runner import Runner
+from workers.folders.row_quantized import DATA, LEAST, probe, quantize
+from workers.running import host
+from workers.running.runner import Runner
 
 FAMILIES = ("llama3", "qwen2", "qwen3", "gemma2", "phi3")
 

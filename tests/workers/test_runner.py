@@ -9,13 +9,13 @@ import pytest
 
 from orchestrator.errors import WorkerError
 from orchestrator.settings import Settings
-from workers import host
-from workers import model as models
-from workers.calibration import Calibration
-from workers.folder import TINY, ModelFolder
-from workers.model import LoadedModel
-from workers.runner import Runner
-from workers.sizing import Sizing, Wishes, on_host, weights_bytes
+from workers.folders.folder import TINY, ModelFolder
+from workers.loading import model as models
+from workers.loading.model import LoadedModel
+from workers.measuring.calibration import Calibration
+from workers.running import host
+from workers.running.runner import Runner
+from workers.running.sizing import Sizing, Wishes, on_host, weights_bytes
 
 PROMPT = [5, 9, 23, 40]
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pytest
 
 from tests.parity import optimum
-from workers.exports import choose
-from workers.folder import TINY
-from workers.memory import resident_bytes
-from workers.runner import Runner
-from workers.sizing import Sizing
+from workers.folders.exports import choose
+from workers.folders.folder import TINY
+from workers.running.memory import resident_bytes
+from workers.running.runner import Runner
+from workers.running.sizing import Sizing
 
 PARITY = Path(__file__).parents[1] / "parity" / "models"
 MODELS = ("tiny", "qwen3", "llama3-int4", "gemma2-fp16", "optimum", "optimum-fp16")

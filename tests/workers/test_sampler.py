@@ -21,8 +21,8 @@ from tests.sampling_law import (
     tokens_of,
 )
 from tests.sampling_law import sampled as one
-from workers.philox import uniform
-from workers.sampler import HostSampler, Sampled, SamplerRow, Sampling
+from workers.drawing.philox import uniform
+from workers.drawing.sampler import HostSampler, Sampled, SamplerRow, Sampling
 
 REAL_VOCABULARY = 151_936
 

@@ -17,9 +17,9 @@ from onnx import TensorProto
 
 from tests import whole_law
 from tests.host_room import open_session
-from workers import drawing_graph, kernels
-from workers.drawing_graph import scales
-from workers.sampler_graph import NONE, Variant, build, mask_bytes
+from workers.drawing import drawing_graph, kernels
+from workers.drawing.drawing_graph import scales
+from workers.drawing.sampler_graph import NONE, Variant, build, mask_bytes
 
 SEED = 20260901
 Rows = NDArray[np.float32]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.sampling_law import along, bits, chi_square_z, probabilities, tokens_of
-from workers.sampler import SamplerRow, Sampling
+from workers.drawing.sampler import SamplerRow, Sampling
 
 SEED = 20_240_806
 DRAWS = 10_000

@@ -17,11 +17,11 @@ from jsonschema.validators import Draft202012Validator, extend, validator_for
 
 from orchestrator.settings import Settings
 from tests.fake_runner import FakeRunner
-from workers.constraint import Function, Shape
-from workers.engine import Choice, Completion, Engine, Failed, Finished, Tokens
-from workers.folder import TINY, ModelFolder
-from workers.model import LoadedModel
-from workers.sampler import Sampling
+from workers.drawing.sampler import Sampling
+from workers.engine.engine import Choice, Completion, Engine, Failed, Finished, Tokens
+from workers.folders.folder import TINY, ModelFolder
+from workers.grammars.constraint import Function, Shape
+from workers.loading.model import LoadedModel
 
 SCHEMAS: dict[str, Any] = {
     f"{file.stem}: {title}": schema

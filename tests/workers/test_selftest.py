@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.fake_runner import FakeBlock, FakeRunner, Logits
-from workers.selftest import Law, measure, try_laws
+from workers.measuring.selftest import Law, measure, try_laws
 
 VOCAB = 64
 

@@ -9,9 +9,9 @@ import pytest
 from orchestrator.errors import WorkerError
 from orchestrator.fleet import context_of
 from orchestrator.settings import Settings
-from workers import memory
-from workers.folder import TINY, ModelFolder
-from workers.sizing import (
+from workers.folders.folder import TINY, ModelFolder
+from workers.running import memory
+from workers.running.sizing import (
     LEAST_TOKENS,
     Sizing,
     Wishes,

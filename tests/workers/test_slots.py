@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.slots import Slots
+from workers.engine.slots import Slots
 
 
 class Seat:

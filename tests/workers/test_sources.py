@@ -7,8 +7,8 @@ import pytest
 
 from orchestrator.errors import SpecError
 from tests.workers.builder_stand_in import CONFIG, source, weights, write
-from workers.options import builder_options
-from workers.sources import DEVICES, FAMILIES, PRECISIONS, Source, check_kernels
+from workers.building.options import builder_options
+from workers.building.sources import DEVICES, FAMILIES, PRECISIONS, Source, check_kernels
 
 
 @pytest.fixture

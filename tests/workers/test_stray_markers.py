@@ -7,8 +7,8 @@ import pytest
 
 from tests.tokenizers_by_hand import with_markers
 from tests.workers.walks import random_tokens
-from workers.calls import SYNTAXES, CallFormat
-from workers.tokenizer import logprob_entry
+from workers.words.calls import SYNTAXES, CallFormat
+from workers.words.tokenizer import logprob_entry
 
 SEED = 20_261_123
 STRAY = [

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenizers_by_hand import KINDS, all_bytes, ids_of_bytes
-from workers.text import Emitted, LogprobEntry, TextStream
-from workers.tokenizer import Tokenizer, logprob_entry
+from workers.words.text import Emitted, LogprobEntry, TextStream
+from workers.words.tokenizer import Tokenizer, logprob_entry
 
 
 def run(

@@ -9,7 +9,7 @@ from tokenizers import decoders, models
 
 from orchestrator.errors import RequestError, WorkerError
 from tests.tokenizers_by_hand import CORPUS, KINDS, all_bytes, byte_level
-from workers.tokenizer import Tokenizer
+from workers.words.tokenizer import Tokenizer
 
 
 def test_the_true_bytes_of_tokens(by_kind: dict[str, Tokenizer]) -> None:

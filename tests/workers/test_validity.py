@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from workers.validity import Validity
+from workers.grammars.validity import Validity
 
 
 @pytest.mark.parametrize(

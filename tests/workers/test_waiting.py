@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tests.fake_runner import FakeRunner
 from tests.workers.test_engine import ENDLESS, EOS
-from workers.engine import Choice, Completion, Engine, longest_first
-from workers.sampler import Sampling
-from workers.tokenizer import Tokenizer
+from workers.drawing.sampler import Sampling
+from workers.engine.engine import Choice, Completion, Engine, longest_first
+from workers.words.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(Path(__file__).parents[1] / "parity/models/llama")
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.calls import CallFormat
-from workers.constraint import Grammar, Mask
-from workers.text import Call, TextStream
-from workers.tokenizer import Tokenizer
+from workers.grammars.constraint import Grammar, Mask
+from workers.words.calls import CallFormat
+from workers.words.text import Call, TextStream
+from workers.words.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
