@@ -2,8 +2,9 @@
 
 Makes one job of N requests (a million by default) of ten chunks each in bulk, and a thousand small
 ones beside it, on SQLite and on a PostgreSQL that it starts. Prints the median and the 99th
-percentile of each read, beside it a full count as the peer, and the requests a second of
-`GET /api/jobs/{id}` over HTTP. The time to a first token is measured by `first_token.py`.
+percentile of each read, beside it a full count as the peer; then, over HTTP, of the status route,
+of the job's page and of its grid, the large job's beside a small one's; then of what is kept once
+the job is graded. The time to a first token is measured by `first_token.py`.
 """
 
 # ruff: noqa: S608 - every word of the SQL stands in this file
@@ -28,7 +29,7 @@ from typing import Any  # noqa: E402
 
 from sqlalchemy import text  # noqa: E402
 
-from orchestrator.db import store, tallies, views  # noqa: E402
+from orchestrator.db import kept, leftovers, store, tallies, views  # noqa: E402
 from orchestrator.db.database import Database  # noqa: E402
 from orchestrator.queue import Queue  # noqa: E402
 from orchestrator.settings import Settings  # noqa: E402
@@ -106,6 +107,23 @@ def one(kind: str, url: str, size: int, small: int, times: int) -> None:
             few = times if name not in ("points_page", "a full count (peer)") else min(times, 5)
             show(name, [_seconds(read) for _ in range(few)])
     over_http(url, job_id, 1.0 if times < 100 else 10.0)
+    with Database.open(url) as db:
+        began = time.monotonic()
+        grade(db, job_id)
+        print(f"graded, its points counted and kept in {time.monotonic() - began:.1f} s")
+        show(
+            "points_page, graded",
+            [_seconds(lambda: views.points_page(db, job_id)) for _ in range(times)],
+        )
+
+
+def grade(db: Database, job_id: str) -> None:
+    """What a reconciler does once all has ended; what was queued is cancelled before."""
+    with db.write() as tx:
+        queued = "UPDATE requests SET state = 'cancelled' WHERE job_id = :job AND state = 'queued'"
+        tx.execute(text(queued), {"job": job_id})
+    leftovers.mark_graded(db, job_id)
+    kept.keep_points(db, job_id, least=1)
 
 
 def reads(db: Database, job_id: str, size: int) -> dict[str, Callable[[], object]]:
@@ -191,33 +209,47 @@ def _plan(name: str, points: int) -> Plan:
 
 
 def over_http(url: str, job_id: str, seconds: float) -> None:
-    """Requests/s of the status route, by clients that keep their connections."""
+    """A server of its own process, asked by clients that keep their connections."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     server = context.Process(target=_serve, args=(url, there), daemon=True)
     server.start()
-    host, port = here.recv()
+    address = here.recv()
+    for name, path, clients in (
+        ("GET /api/jobs/ID", f"/api/jobs/{job_id}", 1),
+        (f"GET /api/jobs/ID, {CLIENTS} clients", f"/api/jobs/{job_id}", CLIENTS),
+        ("the page of the job", f"/jobs/{job_id}", 1),
+        ("the page of a small one", "/jobs/small-0", 1),
+        ("its grid, told again or counted", f"/jobs/{job_id}/grid", 1),
+        ("the grid of a small one", "/jobs/small-0/grid", 1),
+    ):
+        taken = ask(address, path, clients, seconds)
+        show(name, taken, f"{len(taken) / seconds:10,.0f} requests/s")
+    here.send("over")
+    server.join()
+
+
+def ask(address: tuple[str, int], path: str, clients: int, seconds: float) -> list[float]:
+    """Seconds of each answer, of so many clients that ask again and again."""
     taken: list[float] = []
     until = time.monotonic() + seconds
 
-    def ask() -> None:
-        with closing(HTTPConnection(host, port)) as client:
+    def one_client() -> None:
+        with closing(HTTPConnection(*address)) as client:
             while time.monotonic() < until:
                 began = time.monotonic()
-                client.request("GET", f"/api/jobs/{job_id}")
+                client.request("GET", path)
                 answer = client.getresponse()
                 answer.read()
-                assert answer.status == 200, answer.status
+                assert answer.status == 200, (path, answer.status)
                 taken.append(time.monotonic() - began)
 
-    threads = [threading.Thread(target=ask) for _ in range(CLIENTS)]
+    threads = [threading.Thread(target=one_client) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    here.send("over")
-    server.join()
-    show(f"GET /api/jobs/ID, {CLIENTS} clients", taken, f"{len(taken) / seconds:10,.0f} requests/s")
+    return taken
 
 
 def _serve(url: str, pipe: Any) -> None:
