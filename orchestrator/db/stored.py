@@ -6,6 +6,8 @@ completion looks like.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqlalchemy import ColumnElement, delete, select
 
 from orchestrator.db.database import Database
@@ -19,6 +21,7 @@ from orchestrator.db.tables import (
     RequestRow,
 )
 from orchestrator.errors import Conflict, NotFound
+from orchestrator.spec.bodies import METADATA
 
 KIND = "chat completion"
 _REQUEST = RequestRow.id == JobRow.number * ROWS_PER_JOB
@@ -52,11 +55,14 @@ def chats_page(
     *,
     owner: str | None = None,
     model: str | None = None,
+    metadata: Mapping[str, str] | None = None,
     after: str | None = None,
     newest_first: bool = False,
     limit: int = 20,
 ) -> list[str]:
     """Ids of jobs whose completions are whole, those after the completion `after`, oldest first.
+
+    `metadata`: with these pairs among theirs; no key has a quote or a backslash.
 
     Raises NotFound where `after` is no completion that the owner may see.
     """
@@ -64,6 +70,9 @@ def chats_page(
     wanted = wanted.where(*_seen(owner), RequestRow.state == SUCCEEDED)
     if model is not None:
         wanted = wanted.where(JobRow.model == model)
+    for key, value in (metadata or {}).items():
+        pair = JobRow.spec["params"][METADATA][key]
+        wanted = wanted.where(pair.as_string() == value)
     if after is not None:
         last = _number(db, after, owner)
         wanted = wanted.where(JobRow.number < last if newest_first else JobRow.number > last)

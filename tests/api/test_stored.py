@@ -11,11 +11,12 @@ import pytest
 from orchestrator.db import stored
 from orchestrator.db.database import Database
 from orchestrator.db.store import Origin, flush, insert_job
+from orchestrator.db.tables import CHAT
 from orchestrator.db.writes import ChoiceEnd, ChunkWrite, RequestWrite
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.spec.bodies import plan_bodies
 from tests.api.chatting import Service, chat, newest, serving, tiny
-from tests.orchestrator.db.builders import claim_some, rows
+from tests.orchestrator.db.builders import claim_some, rows, run
 
 Json = dict[str, Any]
 SUM = [{"type": "text", "text": "What is "}, {"type": "text", "text": "1 + 1?"}]
@@ -84,6 +85,27 @@ def test_pages_of_one_model(service: Service, answers: list[Json]) -> None:
     assert get(service, model="tiny").json()["data"] == answers
     empty = {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
     assert get(service, model="other").json() == empty
+
+
+def test_they_are_found_by_their_metadata(db: Database) -> None:
+    odd = "a, {b}'c.$ 0"
+    for words in ({"of": "me", odd: "1"}, {"of": "you"}, {"of": "me"}, None):
+        made = plan_bodies("chat", "tiny", [("chat", chat())], metadata=words)
+        insert_job(db, made, Origin(kind=CHAT))
+    run(db, "UPDATE requests SET state = 'succeeded'")
+
+    def found(**metadata: str) -> int:
+        return len(stored.chats_page(db, metadata=metadata))
+
+    assert (found(), found(of="me"), found(of="you"), found(of="m")) == (4, 2, 1, 0)
+    assert found(**{odd: "1"}) == found(**{odd: "1", "of": "me"}) == 1
+    assert found(**{odd: "2"}) == found(**{odd: "1", "of": "you"}) == found(none="me") == 0
+
+
+def test_a_filter_that_is_no_pair_is_refused(service: Service) -> None:
+    for name in ("metadata", "metadata[]", 'metadata["a]', "metadata[a", "metadata[a][b]"):
+        answer = get(service, **{name: "x"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "metadata")
 
 
 @pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 101}, {"order": "up"}])

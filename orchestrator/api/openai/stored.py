@@ -5,18 +5,21 @@ Every chat is stored, and what is told of it here is folded from its rows each t
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse
 
 from orchestrator.api.auth import Reader, Submitter
 from orchestrator.api.context import Context, Ctx
+from orchestrator.api.errors import ApiError
 from orchestrator.api.openai.shapes import DELETED, LISTED, MESSAGES, ONE
 from orchestrator.api.openai.telling import completion
 from orchestrator.db import stored, views
 from orchestrator.db.results import Result
 from orchestrator.errors import NotFound
+from orchestrator.spec.bodies import METADATA
 from orchestrator.spec.chunks import Json
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["OpenAI: chat"])
@@ -26,10 +29,25 @@ After = Annotated[str | None, Query(description="The id after which the page beg
 Limit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
 Order = Annotated[Literal["asc", "desc"], Query(description="`asc`: the oldest first.")]
 ModelFilter = Annotated[str | None, Query(description="Those of this model alone.")]
+_PAIR = re.compile(r'metadata\[([^]"\\\0]{1,64})\]')
+_METADATA: dict[str, Any] = {
+    "name": METADATA,
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "description": "`metadata[KEY]=VALUE`: those with this pair among theirs.",
+    "schema": {"type": "object"},  # whatever stands in a query is text
+}
 
 
-@router.get("", summary="Stored completions", responses=LISTED)
+@router.get(
+    "",
+    summary="Stored completions",
+    responses=LISTED,
+    openapi_extra={"parameters": [_METADATA]},
+)
 def list_completions(
+    request: Request,
     caller: Reader,
     ctx: Ctx,
     model: ModelFilter = None,
@@ -42,12 +60,27 @@ def list_completions(
         ctx.db,
         owner=caller.sees,
         model=model,
+        metadata=_pairs(request),
         after=after,
         newest_first=order == "desc",
         limit=limit + 1,
     )
     shown = [completion(_result(ctx, job_id)) for job_id in found[:limit]]
     return JSONResponse(_page(shown, has_more=len(found) > limit))
+
+
+def _pairs(request: Request) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if found := _PAIR.fullmatch(name):
+            pairs[found[1]] = value
+        if name.startswith(METADATA) and (not found or "\0" in value):
+            message = (
+                f"Invalid '{METADATA}': expected metadata[KEY]=VALUE, a KEY of 1 to 64 characters "
+                "without quotes, brackets or backslashes."
+            )
+            raise ApiError(400, message, param=METADATA, code="invalid_value")
+    return pairs
 
 
 @router.get("/{completion_id}", summary="One stored completion", responses=ONE)
