@@ -277,4 +277,6 @@ class Schedule(Answer):
 CONFLICT: Responses = {
     409: {"description": "Its state does not allow that, or several ids begin so."}
 }
-UNKNOWN_TYPE: Responses = {415: {"description": "The body is neither YAML nor JSON."}}
+UNKNOWN_TYPE: Responses = {
+    415: {"description": "The body is neither YAML nor JSON (`unsupported_media_type`)."}
+}

@@ -14,16 +14,22 @@ from fastapi.openapi.utils import get_openapi
 from orchestrator.api.errors import ErrorBody, ErrorObject
 
 _COMMON = {
-    "400": "What was sent cannot be understood, or is refused; `param` says which part.",
-    "403": "The key lacks the scope, or another site made a browser ask.",
-    "404": "It does not exist, or is somebody else's.",
-    "408": "The body was not sent in time.",
-    "413": "The body is too large.",
-    "429": "Too many requests, or open streams; `Retry-After` says when to come again.",
+    "400": "What was sent cannot be understood, or is refused; `param` says which part. Codes: "
+    "`invalid_type`, `invalid_value`, `missing_required_parameter`, `unknown_parameter`; of a job "
+    "`invalid_job`; of parameters and prompts OpenAI's own, such as `context_length_exceeded`; "
+    "null where the body cannot be parsed.",
+    "403": "The key lacks the scope (`insufficient_scope`), or another site made a browser ask "
+    "(`cross_site`, `host_not_allowed`, `csrf`).",
+    "404": "It does not exist, or is somebody else's; a model at `/v1`: `model_not_found`.",
+    "408": "The body was not sent in time (`body_too_slow`).",
+    "413": "The body (`body_too_large`) or the file (`file_too_large`) is too large.",
+    "415": "The body is packed, or of a kind that is not taken (`unsupported_media_type`).",
+    "429": "Too many requests (`rate_limit_exceeded`) or open streams (`too_many_streams`); "
+    "`Retry-After` says when to come again.",
     "500": "A fault of the server; the header `x-request-id` names the request in its log.",
-    "503": "The database is away; `Retry-After` says when to come again.",
+    "503": "The database is away (`database_unavailable`); `Retry-After` says when to come again.",
 }
-_KEY = {"401": "No valid API key was given."}
+_KEY = {"401": "No valid API key was given (`invalid_api_key`)."}
 _OPEN = ("/api/health", "/api/openapi.json")
 _METHODS = ("get", "put", "post", "delete", "patch")
 

@@ -73,7 +73,9 @@ class ErrorObject(BaseModel):
         description="`invalid_request_error`, `requests` (too many), or `server_error`."
     )
     param: str | None = Field(description="The parameter it was about, where it was about one.")
-    code: str | None = Field(description="A word for programs, such as `invalid_api_key`.")
+    code: str | None = Field(
+        description="A word for programs, such as `invalid_api_key`; null where there is none."
+    )
 
 
 class ErrorBody(BaseModel):
@@ -172,9 +174,11 @@ def _framework(error: HTTPException) -> ApiError:
     kind = SERVER if error.status_code >= 500 else INVALID
     message = detail or known.get(error.status_code, phrase + ".")
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
-    return ApiError(error.status_code, message, type=kind, headers=headers)
+    code = _OF_BODIES.get(error.status_code)
+    return ApiError(error.status_code, message, type=kind, code=code, headers=headers)
 
 
+_OF_BODIES = {408: "body_too_slow", 413: "body_too_large"}
 _SHOWN = 80
 _CODES = {
     "missing": "missing_required_parameter",

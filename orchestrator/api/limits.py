@@ -41,9 +41,8 @@ class Limited:
             await self._app(scope, receive, send)
             return
         most = self._upload if scope["path"].rstrip("/") in UPLOADS else self._body
-        told = Headers(scope=scope).get("content-length", "")
-        if told.isdecimal() and int(told) > most:
-            await answer(_too_large(most))(scope, receive, send)
+        if refused := _refused_by(Headers(scope=scope), most):
+            await answer(refused)(scope, receive, send)
             return
         streaming = _Streaming(self._streams, scope, send)
         try:
@@ -109,6 +108,18 @@ def _too_many_streams() -> ApiError:
 
 
 # --- bodies ---------------------------------------------------------------------------------------
+
+
+def _refused_by(headers: Headers, most: int) -> ApiError | None:
+    """What the head alone says of a body that is not taken."""
+    length, encoding = headers.get("content-length", ""), headers.get("content-encoding", "")
+    if length.isdecimal() and int(length) > most:
+        return _too_large(most)
+    if encoding.lower() not in ("", "identity"):
+        message = f"Bodies are taken as they are, not with Content-Encoding: {encoding[:40]}."
+        code = "unsupported_media_type"
+        return ApiError(415, message, param="content-encoding", code=code)
+    return None
 
 
 def _too_large(most: int) -> ApiError:

@@ -1,6 +1,7 @@
 """How much may be asked: bytes, seconds, streams, requests a minute, choices."""
 
 import asyncio
+import gzip
 import random
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -53,8 +54,19 @@ def test_a_body_up_to_the_limit_is_taken_and_no_byte_more(small: Api, chunked: b
     assert post(MIB).json() == {"bytes": MIB}
     answer = post(MIB + 1)
     assert answer.status_code == 413
-    assert answer.json()["error"]["message"] == "The body is larger than 1 MiB."
+    error = answer.json()["error"]
+    assert error["message"] == "The body is larger than 1 MiB."
+    assert error["code"] == "body_too_large"
     assert small.http.get("/api/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("encoding", "status"), [("gzip", 415), ("br, gzip", 415), ("identity", 200)]
+)
+def test_a_packed_body_is_refused(small: Api, encoding: str, status: int) -> None:
+    headers = {"content-encoding": encoding}
+    answer = small.http.post("/api/measure", content=gzip.compress(b"a"), headers=headers)
+    assert answer.status_code == status
 
 
 def test_a_length_that_is_told_is_refused_before_a_byte_is_read(small: Api) -> None:
