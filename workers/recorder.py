@@ -116,8 +116,11 @@ class Recorder:
 
     @property
     def due(self) -> bool:
-        """The flush interval has passed since the last flush."""
-        return self.since_flush >= self._interval
+        """The flush interval has passed, or a suspect's first tokens wait, and others for it."""
+        return self.since_flush >= self._interval or any(
+            request.claimed.suspect and not request.proven and request.chunks
+            for request in self._open.values()
+        )
 
     @property
     def chats_due(self) -> bool:

@@ -32,10 +32,12 @@ USAGE = (
 REQUESTS = "SELECT state, idle_attempts, error_code, error_message FROM requests ORDER BY id"
 
 
-def recorder(db: Database, claims: list[Claimed], *, lease: float = 60) -> Recorder:
+def recorder(
+    db: Database, claims: list[Claimed], *, lease: float = 60, flush: float = 0.25
+) -> Recorder:
     """A recorder that has begun these claims."""
     made = Recorder(
-        db, model="tiny", fingerprint="fp_test", lease_seconds=lease, flush_seconds=0.25
+        db, model="tiny", fingerprint="fp_test", lease_seconds=lease, flush_seconds=flush
     )
     for claimed in claims:
         made.begin(claimed)
@@ -68,6 +70,20 @@ def claimed(db: Database) -> Claimed:
     store.insert_job(db, small_plan(1, (0,), n=2))
     (only,) = claim_some(db)
     return only
+
+
+def test_a_suspects_first_token_is_due_at_once(claimed: Claimed, db: Database) -> None:
+    """Others wait until it is stored."""
+    for idle, due in ((1, False), (2, True)):
+        mine = recorder(db, [replace(claimed, idle_attempts=idle)], flush=60)
+        mine.flush()
+        mine.record([started(claimed)])
+        assert not mine.due
+        mine.record([said(claimed, 0, 5, text="a")])
+        assert mine.due is due
+    mine.flush()
+    mine.record([said(claimed, 1, 6, text="b")])
+    assert not mine.due
 
 
 # --- what a flush writes --------------------------------------------------------------------------
