@@ -132,10 +132,6 @@ def reads(db: Database, job_id: str, size: int) -> dict[str, Callable[[], object
     def anywhere() -> int:
         return 10**9 + random.randrange(size)
 
-    def whole() -> None:
-        for read in (views.job, views.job_status, views.pace, views.waiting):
-            read(db, job_id)
-
     def request() -> None:
         found = views.request(db, anywhere())
         views.choices(db, found.id)
@@ -147,7 +143,7 @@ def reads(db: Database, job_id: str, size: int) -> dict[str, Callable[[], object
     return {
         "job_status": lambda: views.job_status(db, job_id),
         "version": lambda: views.version(db, job_id),
-        "job, status, pace, waiting": whole,
+        "standing": lambda: views.standing(db, job_id),
         "jobs_page": lambda: views.jobs_page(db),
         "jobs_page, state running": lambda: views.jobs_page(db, states=("running",)),
         "requests, a page": lambda: views.requests(db, job_id, after=anywhere()),

@@ -37,7 +37,6 @@ from orchestrator.spec.prices import Prices
 from orchestrator.spec.templates import TEMPLATED, render_tree
 
 _USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens", "replayed_tokens")
-_OPEN = ("queued", "running", "paused")
 
 
 def job_line(ctx: Context, status: JobStatus) -> JobLine:
@@ -47,19 +46,15 @@ def job_line(ctx: Context, status: JobStatus) -> JobLine:
 
 def job_answer(ctx: Context, job_id: str) -> JobAnswer:
     """Where the job stands; few queries, whatever its size. Raises NotFound."""
-    version = views.version(ctx.db, job_id)  # first: what is told is at least as new
-    status = views.job_status(ctx.db, job_id)
-    going_on = status.state in _OPEN
-    pace = views.pace(ctx.db, job_id) if going_on else views.Pace(None, None, 0.0)
-    waiting = views.waiting(ctx.db, job_id).reasons if going_on and status.queued else ()
+    found = views.standing(ctx.db, job_id)
     more = {
-        "requests_per_second": _rounded(pace.requests_per_second),
-        "tokens_per_second": _rounded(pace.tokens_per_second),
-        "seconds_left": _rounded(pace.seconds_left),
-        "waiting": list(waiting),
-        "version": version,
+        "requests_per_second": _rounded(found.pace.requests_per_second),
+        "tokens_per_second": _rounded(found.pace.tokens_per_second),
+        "seconds_left": _rounded(found.pace.seconds_left),
+        "waiting": list(found.waiting.reasons),
+        "version": found.version,
     }
-    return JobAnswer.model_validate(_job(ctx, status) | more)
+    return JobAnswer.model_validate(_job(ctx, found.status) | more)
 
 
 def as_json(answer: Answer, headers: Mapping[str, str], status: int = 200) -> Response:

@@ -150,6 +150,11 @@ def version(db: Database, job_id: str) -> str:
 
 def version_seen(rows: Connection, job_id: str) -> str:
     """As `version`, of what this transaction sees."""
+    return status_seen(rows, job_id)[1]
+
+
+def status_seen(rows: Connection, job_id: str) -> tuple[JobStatus, str]:
+    """As `job_status` and `version`, both of one row."""
     more = (JobRow.paused_at, JobRow.cancelled_at, JobRow.graded_at, JobRow.ended_at)
     wanted = (
         select(status_view, *more)
@@ -159,7 +164,8 @@ def version_seen(rows: Connection, job_id: str) -> str:
     row = rows.execute(wanted).one_or_none()
     if row is None:
         raise NotFound("job", job_id)
-    return hashlib.blake2b(repr(tuple(row)).encode(), digest_size=12).hexdigest()
+    version = hashlib.blake2b(repr(tuple(row)).encode(), digest_size=12).hexdigest()
+    return JobStatus(*row[: -len(more)]), version
 
 
 def jobs(db: Database, limit: int = 20) -> list[JobStatus]:

@@ -61,9 +61,14 @@ def pace(db: Database, job_id: str) -> Pace:
     Raises NotFound.
     """
     with db.read() as rows:
-        clock = rows.execute(select(now())).scalar_one().timestamp()
-        since = int(clock) // BUCKET_SECONDS * BUCKET_SECONDS - WINDOW_SECONDS + BUCKET_SECONDS
-        found = rows.execute(_lately(job_id, since)).one()
+        return pace_seen(rows, job_id)
+
+
+def pace_seen(rows: Connection, job_id: str) -> Pace:
+    """As `pace`, of what this transaction sees."""
+    clock = rows.execute(select(now())).scalar_one().timestamp()
+    since = int(clock) // BUCKET_SECONDS * BUCKET_SECONDS - WINDOW_SECONDS + BUCKET_SECONDS
+    found = rows.execute(_lately(job_id, since)).one()
     if found.left is None:
         raise NotFound("job", job_id)
     if not found.left:

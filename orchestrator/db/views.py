@@ -38,6 +38,7 @@ from orchestrator.db.results import (
     results,
     ungraded,
 )
+from orchestrator.db.standing import Standing, standing
 from orchestrator.db.tables import QUEUED, JobRow, RequestRow
 from orchestrator.db.tallies import Pace, pace
 from orchestrator.db.waiting import (
@@ -87,6 +88,7 @@ __all__ = [
     "QueueDepth",
     "RequestStatus",
     "Result",
+    "Standing",
     "Ungraded",
     "UsageTotal",
     "Waiting",
@@ -111,6 +113,7 @@ __all__ = [
     "requests",
     "results",
     "same_jobs",
+    "standing",
     "ungraded",
     "version",
     "waiting",

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     ScalarSelect,
     bindparam,
     case,
@@ -74,17 +75,8 @@ class Waiting:
 
 def workers(db: Database, *, alive_seconds: float = ALIVE_SECONDS) -> list[Worker]:
     """All that have registered and not left, the oldest first, alive or not."""
-    recent = WorkerRow.seen_at >= seconds_from_now(-alive_seconds)
-    alive = case((recent, 1), else_=0).label("alive")
-    names = [name for name in Worker.__dataclass_fields__ if name != "alive"]
-    columns = [getattr(WorkerRow, name) for name in names]
     with db.read() as rows:
-        found = rows.execute(
-            select(*columns, alive)
-            .where(WorkerRow.stopped_at.is_(None))
-            .order_by(WorkerRow.started_at, WorkerRow.id)
-        ).all()
-    return [Worker(**{**row._mapping, "alive": bool(row.alive)}) for row in found]
+        return _workers(rows, alive_seconds)
 
 
 def live_workers(db: Database, *, alive_seconds: float = ALIVE_SECONDS) -> list[Worker]:
@@ -121,19 +113,37 @@ def queue_depths(db: Database) -> dict[str, QueueDepth]:
 def waiting(db: Database, job_id: str) -> Waiting:
     """Why the job's queued requests do not run now. Raises NotFound, also until it is planned."""
     with db.read() as rows:
-        job = rows.execute(_JOB, {"job_id": job_id}).one_or_none()
-        if job is None:
-            raise NotFound("job", job_id)
+        return waiting_seen(rows, job_id)
+
+
+def waiting_seen(rows: Connection, job_id: str) -> Waiting:
+    """As `waiting`, of what this transaction sees."""
+    job = rows.execute(_JOB, {"job_id": job_id}).one_or_none()
+    if job is None:
+        raise NotFound("job", job_id)
     if job.cancelled_at is not None or not job.ready + job.suspects + job.delayed:
         return Waiting(())
     if job.paused_at is not None:
         return Waiting(("paused",))
-    serving = [worker for worker in live_workers(db) if worker.model == job.model]
+    live = [worker for worker in _workers(rows, ALIVE_SECONDS) if worker.alive]
+    serving = [worker for worker in live if worker.model == job.model]
     others: Sequence[Any] = ()
     if serving:
-        with db.read() as rows:
-            others = rows.execute(_OTHERS, {"job_id": job_id, "model": job.model}).all()
+        others = rows.execute(_OTHERS, {"job_id": job_id, "model": job.model}).all()
     return Waiting(tuple(_reasons(job, others, serving)))
+
+
+def _workers(rows: Connection, alive_seconds: float) -> list[Worker]:
+    recent = WorkerRow.seen_at >= seconds_from_now(-alive_seconds)
+    alive = case((recent, 1), else_=0).label("alive")
+    names = [name for name in Worker.__dataclass_fields__ if name != "alive"]
+    columns = [getattr(WorkerRow, name) for name in names]
+    found = rows.execute(
+        select(*columns, alive)
+        .where(WorkerRow.stopped_at.is_(None))
+        .order_by(WorkerRow.started_at, WorkerRow.id)
+    )
+    return [Worker(**{**row._mapping, "alive": bool(row.alive)}) for row in found]
 
 
 def _reasons(job: Any, others: Sequence[Any], serving: Sequence[Worker]) -> Iterator[str]:
