@@ -107,6 +107,26 @@ def test_the_grid_has_the_means_of_the_points(api_with_worker: Api, page: Page) 
     assert page.url.endswith(f"point={held[0].position}")
 
 
+def test_without_scripts_every_part_can_be_read(api_with_worker: Api, new_page: NewPage) -> None:
+    api = api_with_worker
+    job_id = submitted(api, SWEEP.format(name="sums"))
+    ended(api, job_id)
+    with api.db.write() as tx:
+        failed = {"state": "failed", "error_code": "params", "error_message": "too long"}
+        tx.execute(update(RequestRow).values(failed))
+    page = new_page(java_script_enabled=False)
+    page.goto(api.url)
+    page.get_by_role("link", name="sums").click()
+    page.get_by_role("link", name="The errors by themselves").click()
+    expect(page.get_by_role("link", name="params")).to_be_visible()
+    page.go_back()
+    page.get_by_role("link", name="The grid by itself").click()
+    expect(page.locator("table.heat td")).to_have_count(12)
+    page.get_by_label("Down").select_option("")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator("table.heat td")).to_have_count(4)
+
+
 def test_errors_are_grouped_by_class(api: Api, page: Page) -> None:
     job_id = submitted(api, SWEEP.format(name="sums"))
     with api.db.write() as tx:

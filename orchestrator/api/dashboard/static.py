@@ -61,3 +61,10 @@ async def static_file(version: str, name: str) -> Response:
     file = FILES[name]
     kept = _YEAR if version == VERSION else "no-cache"
     return Response(file.body, media_type=file.kind, headers={"cache-control": kept})
+
+
+@router.get("/favicon.ico", include_in_schema=False)
+async def icon() -> Response:
+    """What a browser asks for by itself where no page names an icon: a part of one, or an answer."""
+    file = FILES["penstock.svg"]
+    return Response(file.body, media_type=file.kind, headers={"cache-control": "max-age=86400"})
