@@ -35,6 +35,7 @@ bench: $(INSTALLED) .venv-peers/installed  ## the benchmark tables, with peers (
 	$(BIN)/python benchmarks/sampler.py
 	$(BIN)/python benchmarks/api.py
 	$(BIN)/python benchmarks/first_token.py
+	$(BIN)/python benchmarks/stall.py
 
 parity: $(INSTALLED) .venv-parity/installed  ## make the parity models anew, import some, compare with transformers live
 	@models=$$(mktemp -d) && trap 'rm -rf "$$models"' EXIT && \
