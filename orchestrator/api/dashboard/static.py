@@ -65,6 +65,6 @@ async def static_file(version: str, name: str) -> Response:
 
 @router.get("/favicon.ico", include_in_schema=False)
 async def icon() -> Response:
-    """What a browser asks for by itself where no page names an icon: a part of one, or an answer."""
+    """What a browser asks for by itself where no page names an icon, as a part of one does not."""
     file = FILES["penstock.svg"]
     return Response(file.body, media_type=file.kind, headers={"cache-control": "max-age=86400"})
