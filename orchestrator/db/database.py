@@ -9,6 +9,8 @@ back.
 Knows nothing of tables or transitions but the name and number of the schema.
 """
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -269,7 +271,25 @@ def _sqlite_connect(raw: DBAPIConnection, _record: object) -> None:
     _pragma(raw, "foreign_keys=ON")
     # Reading the mode first lets a read-only file that is in WAL mode already be opened.
     if _pragma(raw, "journal_mode") != "wal":
-        _pragma(raw, "journal_mode=WAL")
+        _sqlite_wal(raw)
+
+
+def _sqlite_wal(raw: DBAPIConnection) -> None:
+    """Change a new file to WAL, waiting for whoever else writes its first pages.
+
+    SQLite itself does not wait here: the change makes a read lock a write lock, and two that
+    waited so would wait for each other.
+    """
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            _pragma(raw, "journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 def _pragma(raw: DBAPIConnection, pragma: str) -> object:

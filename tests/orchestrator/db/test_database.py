@@ -95,6 +95,27 @@ def test_many_open_a_new_database_at_once(empty_url: str) -> None:
         assert list(pool.map(open_it, range(6))) == [0] * 6
 
 
+def test_a_new_file_that_another_writes_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in WAL yet, so that SQLite refuses the change to it at once."""
+    file = tmp_path / "penstock.db"
+    other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    with contextlib.closing(other):
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.5, other.execute, ["ROLLBACK"])
+        release.start()
+        Database.open(f"sqlite:///{file}").close()
+        release.join()
+    file = tmp_path / "locked.db"
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(WorkerError, match=r"another process kept it locked for"):
+            Database.open(f"sqlite:///{file}")
+    Database.open(f"sqlite:///{file}").close()
+
+
 def test_many_processes_open_a_new_database_at_once(empty_url: str) -> None:
     program = (
         "import sys; from orchestrator.db.database import Database; "
