@@ -215,7 +215,8 @@ def worker_kills(
     """The same lines twice: undisturbed, and with the worker killed three times in between."""
     wanted = [f"line {n}" for n in range(count)]
     rng.shuffle(wanted)
-    content = jsonl(_line(rng, custom_id) for custom_id in wanted)
+    long = set(rng.sample(wanted, count // 50))
+    content = jsonl(_line(rng, custom_id, custom_id in long) for custom_id in wanted)
     with Database.open(url) as db, looking_after(db, folder / "files") as my:
         whole = _run(my, make_fleet, content, [])
         tenths = (1, 4, 7)  # a tenth of the lines at least lies between two kills
@@ -226,10 +227,10 @@ def worker_kills(
     assert sorted(killed) == sorted(whole)
 
 
-def _line(rng: random.Random, custom_id: str) -> dict[str, Any]:
-    """A short sum with its own seed; now and then one that no context has room for."""
+def _line(rng: random.Random, custom_id: str, long: bool) -> dict[str, Any]:
+    """A short sum with its own seed, or one that no context has room for."""
     a, b = rng.randrange(100), rng.randrange(100)
-    asked = f"What is {a} + {b}?" if rng.random() > 0.02 else "a long way " * 2000
+    asked = "a long way " * 2000 if long else f"What is {a} + {b}?"
     messages = [{"role": "user", "content": asked}]
     seed = rng.randrange(2**31)
     return line(custom_id, messages=messages, seed=seed, temperature=rng.choice([0, 1]))
